@@ -1,0 +1,48 @@
+# Two commands on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check format clean
+
+help:
+	@echo "make demo    transcribe test_input.json offline and show the lines with their times"
+	@echo "make test    run all tests"
+	@echo "make check   format, lint, types, layers"
+	@echo "make format  put the code into its format"
+
+$(PY):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.worker: pyproject.toml | $(PY)
+	@echo "Installing the worker into $(VENV) (no torch, about a minute) ..."
+	$(PY) -m pip install --quiet --editable '.[worker]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(PY)
+	@echo "Installing the worker and the test tools into $(VENV) ..."
+	$(PY) -m pip install --quiet --editable '.[worker,dev]'
+	@touch $@ $(VENV)/.worker
+
+demo: $(VENV)/.worker
+	@echo "Transcribing test_input.json with the nano model, offline ..."
+	$(PY) handler.py
+
+test: $(VENV)/.dev
+	$(PY) -m pytest
+
+check: $(VENV)/.dev
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m mypy handler.py
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.dev
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+clean:
+	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,119 @@
+"""What the tests share: a worker process, and the doubles it talks to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from cloudinary_double import CloudinaryDouble
+from jobserver import JobServer
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ROOT / "samples"
+
+
+class WorkerProcess:
+    """The real worker, started as the image starts it; its log is in `log`."""
+
+    def __init__(self, env: dict[str, str], log: Path, temporary: Path) -> None:
+        self.log_path = log
+        self.temporary = temporary
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-u", "handler.py"],
+                cwd=ROOT,
+                env={**env, "TMPDIR": str(temporary)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def wait(self, timeout: float = 30) -> int:
+        return self.process.wait(timeout)
+
+    def group_is_empty(self) -> bool:
+        """Whether every process it started, its heartbeat included, is gone."""
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def left_files(self) -> list[str]:
+        """Temporary files of jobs that are still there."""
+        return [p.name for p in self.temporary.iterdir() if p.name.startswith("lyricpod-")]
+
+
+@pytest.fixture
+def jobs() -> Iterator[JobServer]:
+    with JobServer() as server:
+        yield server
+
+
+@pytest.fixture
+def cloudinary() -> Iterator[CloudinaryDouble]:
+    with CloudinaryDouble() as double:
+        yield double
+
+
+StartWorker = Callable[..., WorkerProcess]
+
+
+@pytest.fixture
+def start_worker(jobs: JobServer, tmp_path: Path) -> Iterator[StartWorker]:
+    """Starts workers against the job server; they are killed at the test's end."""
+    started: list[WorkerProcess] = []
+
+    def start(**env: str) -> WorkerProcess:
+        number = len(started)
+        temporary = tmp_path / f"tmp{number}"
+        temporary.mkdir()
+        worker = WorkerProcess(worker_env(jobs, **env), tmp_path / f"worker{number}.log", temporary)
+        started.append(worker)
+        return worker
+
+    yield start
+    for worker in started:
+        worker.kill()
+
+
+def worker_env(jobs: JobServer, **more: str) -> dict[str, str]:
+    """A worker's environment: the nano model, files of this machine, no network."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ.get("HOME", "/tmp"),
+        "MODEL": "nano",
+        "DEVICE": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "ALLOW_FILE_SOURCES": "1",
+        "ALLOW_PRIVATE_NETWORK": "1",
+        **jobs.env(),
+        **more,
+    }
+
+
+@contextmanager
+def running(jobs: JobServer, folder: Path, **env: str) -> Iterator[WorkerProcess]:
+    """One worker for a whole module's tests."""
+    (folder / "tmp").mkdir()
+    worker = WorkerProcess(worker_env(jobs, **env), folder / "worker.log", folder / "tmp")
+    try:
+        yield worker
+    finally:
+        worker.kill()
