@@ -45,9 +45,10 @@ def download(
         JobError: `source_not_found`, `source_unavailable`, `source_blocked`,
             `source_too_large`, `network`, `invalid_input`, `cancelled`.
     """
+    sockets = _Sockets(private)
     try:
         asyncio.run(
-            _cancellable(_stream(url, target, max_bytes, private, on_bytes), seconds, cancel)
+            _cancellable(_stream(url, target, max_bytes, sockets, on_bytes), seconds, cancel)
         )
     except asyncio.CancelledError:
         cancel.check()
@@ -55,6 +56,8 @@ def download(
     except TimeoutError as error:
         raise _network(url, f"no answer, or no end of it, within {seconds:.0f} s") from error
     except (aiohttp.ClientError, OSError) as error:
+        if sockets.refused:
+            raise _internal(url) from error
         raise _network(url, str(error) or type(error).__name__) from error
 
 
@@ -69,11 +72,13 @@ async def _cancellable(work: Any, seconds: float, cancel: Cancel) -> None:
             await task
 
 
-async def _stream(url: str, target: Path, max_bytes: int, private: bool, on_bytes: OnBytes) -> None:
+async def _stream(
+    url: str, target: Path, max_bytes: int, sockets: _Sockets, on_bytes: OnBytes
+) -> None:
     timeout = aiohttp.ClientTimeout(
         total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS
     )
-    connector = aiohttp.TCPConnector(socket_factory=_any_socket if private else _public_socket)
+    connector = aiohttp.TCPConnector(socket_factory=sockets)
     async with aiohttp.ClientSession(
         connector=connector, timeout=timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
     ) as session:
@@ -139,22 +144,23 @@ def _accept(status: int, url: str) -> None:
     )
 
 
-def _any_socket(address: Any) -> socket.socket:
-    family, kind, protocol, _, _ = address
-    return socket.socket(family, kind, protocol)
+class _Sockets:
+    """Makes the sockets of a download: the one place that every connection passes.
 
+    Names, redirects, odd spellings and names that resolve differently the second time all
+    end in the address that is connected to, and that is what is looked at here.
+    """
 
-def _public_socket(address: Any) -> socket.socket:
-    # Here, at the one place every connection passes: names, redirects, odd spellings and
-    # names that resolve differently the second time all end in the address connected to.
-    host = address[4][0]
-    if not is_public(host):
-        raise JobError(
-            ErrorCode.INVALID_INPUT,
-            "the link leads to an internal address, which this worker may not reach",
-            hint="give a public link; on your own machine set ALLOW_PRIVATE_NETWORK=1",
-        )
-    return _any_socket(address)
+    def __init__(self, private: bool) -> None:
+        self._private = private
+        self.refused = False
+
+    def __call__(self, address: Any) -> socket.socket:
+        family, kind, protocol, _, where = address
+        if not (self._private or is_public(where[0])):
+            self.refused = True
+            raise OSError("an internal address")
+        return socket.socket(family, kind, protocol)
 
 
 def is_public(host: str) -> bool:
@@ -188,6 +194,14 @@ def too_large(max_bytes: int) -> JobError:
         ErrorCode.SOURCE_TOO_LARGE,
         f"the source is larger than {max_bytes / 1e6:g} MB",
         hint="send a compressed file (mp3, m4a, opus), or raise MAX_AUDIO_MB on the worker",
+    )
+
+
+def _internal(url: str) -> JobError:
+    return JobError(
+        ErrorCode.INVALID_INPUT,
+        f"{display(url)} leads to an internal address, which this worker may not reach",
+        hint="give a public link; on your own machine set ALLOW_PRIVATE_NETWORK=1",
     )
 
 

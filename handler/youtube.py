@@ -22,7 +22,7 @@ SOCKET_SECONDS = 20.0
 REFUSALS: tuple[tuple[str, ErrorCode], ...] = (
     (r"not a bot|HTTP Error 429|HTTP Error 403|rate.?limit", ErrorCode.SOURCE_BLOCKED),
     (
-        r"private|unavailable|removed|terminated|members|age|country|live|premiere|copyright",
+        r"private|unavailable|removed|terminated|members|\bage\b|country|\blive\b|premiere|copyright",
         ErrorCode.SOURCE_UNAVAILABLE,
     ),
     (r"HTTP Error 404|does not exist|Incomplete YouTube ID", ErrorCode.SOURCE_NOT_FOUND),
