@@ -21,13 +21,13 @@ SAMPLES = ROOT / "samples"
 class WorkerProcess:
     """The real worker, started as the image starts it; its log is in `log`."""
 
-    def __init__(self, env: dict[str, str], log: Path, temporary: Path) -> None:
+    def __init__(self, env: dict[str, str], log: Path, temporary: Path, tree: Path = ROOT) -> None:
         self.log_path = log
         self.temporary = temporary
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "handler.py"],
-                cwd=ROOT,
+                cwd=tree,
                 env={**env, "TMPDIR": str(temporary)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

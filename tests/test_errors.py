@@ -12,16 +12,16 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-
 from conftest import SAMPLES, StartWorker, WorkerProcess, running
+from jobserver import JobServer
+from webserver import WebServer
+
 from handler.download import is_public
 from handler.models import memory_error, out_of_memory
 from handler.worker import MAX_BYTES, answer
 from handler.youtube import _refused, video_id
-from jobserver import JobServer
 from lyricpod.errors import ErrorCode, JobError
 from lyricpod.result import JobResult, Word
-from webserver import WebServer
 
 KEY = "planted-key-5f1c"
 

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import pytest
+from conftest import WorkerProcess, worker_env
+from jobserver import JobServer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -317,3 +319,17 @@ def test_the_copied_tree_alone_imports(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert all(Path(file).is_relative_to(tmp_path) for file in done.stdout.split())
+
+
+def test_the_copied_tree_alone_serves_a_job(jobs: JobServer, tmp_path: Path) -> None:
+    """What the image holds, without tests and tools, starts the real worker and does a job."""
+    tree, temporary = tmp_path / "app", tmp_path / "tmp"
+    temporary.mkdir()
+    lay_out_image(tree)
+    worker = WorkerProcess(worker_env(jobs), tmp_path / "log", temporary, tree)
+    try:
+        job = jobs.submit({"audio_url": str(ROOT / "samples/line.flac"), "auto_terminate": True})
+        assert "believe me" in jobs.wait_result(job)["output"]["plain"]
+        assert worker.wait() == 0
+    finally:
+        worker.kill()

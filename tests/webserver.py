@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
-
 from jobserver import LoopbackServer
 
 CHUNK = b"\0" * 65536
