@@ -147,7 +147,11 @@ def _hub(name: str, *, download: bool) -> str:
         if (path / "model.bin").is_file():
             return str(path)
         cause = FileNotFoundError("its files are not complete")
-    why = f"{type(cause).__name__}" if download else "it is not installed on this worker"
+    why = (
+        f"it is not on this machine, and its download failed ({type(cause).__name__})"
+        if download
+        else "it is not installed on this worker"
+    )
     raise _unavailable(name, why) from cause
 
 
