@@ -4,13 +4,14 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format bench clean
 
 help:
 	@echo "make demo    transcribe test_input.json offline and show the lines with their times"
 	@echo "make test    run all tests"
 	@echo "make check   format, lint, types, layers"
 	@echo "make format  put the code into its format"
+	@echo "make bench   measure the worker against bare faster-whisper; takes some minutes"
 
 $(PY):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -24,6 +25,9 @@ $(VENV)/.worker: pyproject.toml | $(PY)
 $(VENV)/.dev: pyproject.toml | $(PY)
 	@echo "Installing the worker and the test tools into $(VENV) ..."
 	$(PY) -m pip install --quiet --editable '.[worker,dev]'
+	$(PY) -m pip install --quiet 'torch==2.13.0'
+	# Without its dependencies: it asks for torchaudio, of which it needs the import only.
+	$(PY) -m pip install --quiet --no-deps 'stable-ts-whisperless>=2.19,<3'
 	@touch $@ $(VENV)/.worker
 
 demo: $(VENV)/.worker
@@ -43,6 +47,9 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
+
+bench: $(VENV)/.dev
+	$(PY) -m bench
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,17 +13,19 @@ from typing import Any
 
 import structlog
 
+from handler import align
 from handler.acquire import Source, acquire
 from handler.audio import Pcm, decode
 from handler.cancel import Cancel
 from handler.config import Settings
 from handler.models import NANO, Loaded, Models
 from handler.storage import Storage
-from handler.transcribe import Transcript, transcribe
+from handler.transcribe import transcribe
+from handler.transcript import Transcript
 from lyricpod.errors import ErrorCode, JobError
 from lyricpod.lines import lay_out
 from lyricpod.progress import Progress, Stage
-from lyricpod.request import Parsed
+from lyricpod.request import JobRequest, Parsed
 from lyricpod.result import JobResult, Line, Timings, Word
 from lyricpod.subtitles import plain, srt
 from lyricpod.timeline import timeline
@@ -103,15 +105,29 @@ class Pipeline:
             )
         with clock.stage("model", Stage.TRANSCRIPTION):
             model = self.models.get(request.model)
-        with clock.stage("transcribe", Stage.TRANSCRIPTION):
-            transcript = transcribe(
-                pcm,
-                model,
-                request,
-                folder=folder,
-                cancel=cancel,
-                on_words=_words_to(report, pcm.seconds),
-            )
+        if _aligns(request):
+            with clock.stage("align", Stage.ALIGNMENT):
+                transcript = align.align(
+                    pcm,
+                    request.lyrics or "",
+                    model,
+                    request.language,
+                    cancel=cancel,
+                    on_seconds=_aligned_to(report, pcm.seconds),
+                )
+        else:
+            with clock.stage("transcribe", Stage.TRANSCRIPTION):
+                transcript = transcribe(
+                    pcm,
+                    model,
+                    request,
+                    folder=folder,
+                    cancel=cancel,
+                    on_words=_words_to(report, pcm.seconds),
+                )
+        if align.available() and not _aligns(request):
+            with clock.stage("align", Stage.ALIGNMENT):
+                transcript = align.refine(transcript, pcm, cancel=cancel)
         with clock.stage("layout", Stage.FINALIZATION):
             words = timeline(transcript.words, pcm.seconds)
             lines = lay_out(words, _starts(words, transcript.starts))
@@ -161,13 +177,13 @@ def _result(
         video_id=source.video_id,
         model=model.name,
         timings=clock.timings(),
-        warnings=tuple(_warnings(parsed, model, words)),
+        warnings=tuple(_warnings(parsed, model, transcript)),
         job_id=request.job_id,
         fingerprint=request.fingerprint,
     )
 
 
-def _warnings(parsed: Parsed, model: Loaded, words: tuple[Word, ...]) -> Iterator[str]:
+def _warnings(parsed: Parsed, model: Loaded, transcript: Transcript) -> Iterator[str]:
     request = parsed.request
     if parsed.unknown:
         yield f"unknown names in the input were ignored: {', '.join(parsed.unknown)}"
@@ -177,10 +193,32 @@ def _warnings(parsed: Parsed, model: Loaded, words: tuple[Word, ...]) -> Iterato
         yield f"model {model.name} knows English only; language {request.language!r} was ignored"
     if model.english_only and request.task == "translate":
         yield f"model {model.name} can't translate; the words are as sung"
-    if request.lyrics:
-        yield "lyrics were not aligned: this worker transcribes only"
-    if not words:
+    if _aligns(request):
+        lost = sum(w.probability == 0 and w.end <= w.start for w in transcript.words)
+        if lost:
+            yield f"{lost} words of the lyrics were not found in the audio: their times are guesses"
+    elif request.lyrics:
+        yield f"lyrics were not aligned: {_why_not_aligned(request)}"
+    if not transcript.words:
         yield "no words were heard"
+
+
+def _aligns(request: JobRequest) -> bool:
+    """Whether the job's lyrics are put onto the audio instead of transcribing it."""
+    return bool(
+        request.lyrics
+        and request.lyrics.strip()
+        and request.task == "transcribe"
+        and align.available()
+    )
+
+
+def _why_not_aligned(request: JobRequest) -> str:
+    if not align.available():
+        return "this worker has no stable-ts; install lyricpod[align] on it"
+    if request.task == "translate":
+        return "a translation has other words than the lyrics; use the task transcribe"
+    return "they are blank"
 
 
 def _starts(words: tuple[Word, ...], times: tuple[float, ...]) -> set[int]:
@@ -212,3 +250,11 @@ def _words_to(report: Report, seconds: float) -> Callable[[float, tuple[Word, ..
         report(Progress.of(Stage.TRANSCRIPTION, done / seconds, message, lines=lines))
 
     return on_words
+
+
+def _aligned_to(report: Report, seconds: float) -> Callable[[float], None]:
+    def on_seconds(done: float) -> None:
+        message = f"Aligning, {min(done, seconds):.0f} of {seconds:.0f} s"
+        report(Progress.of(Stage.ALIGNMENT, done / seconds, message))
+
+    return on_seconds

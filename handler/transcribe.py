@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,12 @@ from handler.audio import SAMPLE_BYTES, SAMPLE_RATE, Pcm
 from handler.cancel import Cancel
 from handler.features import LogMel, compute
 from handler.models import Loaded, memory_error, out_of_memory
+from handler.transcript import Transcript
 from lyricpod.request import JobRequest
 from lyricpod.result import Word
 
 VAD_BLOCK = 600 * SAMPLE_RATE  # samples that silence is looked for in at a time
 FRAMES_PER_SECOND = 100
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What the engine heard. `starts`: seconds at which it began a segment, ascending."""
-
-    words: tuple[Word, ...]
-    starts: tuple[float, ...]
-    language: str
-    language_probability: float
 
 
 OnWords = Callable[[float, tuple[Word, ...]], None]  # seconds worked through, words so far
