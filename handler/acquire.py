@@ -92,7 +92,11 @@ def _file(value: str, settings: Settings, max_bytes: int) -> Source:
             hint="give an http or https link; on your own machine set ALLOW_FILE_SOURCES=1",
         )
     path = Path(unquote(urlsplit(value).path) if value.startswith("file:") else value)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        found = False
+    if not found:
         raise JobError(
             ErrorCode.SOURCE_NOT_FOUND, f"there is no file {str(path)[:200]}", hint="check the path"
         )

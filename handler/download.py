@@ -55,6 +55,13 @@ def download(
         raise
     except TimeoutError as error:
         raise _network(url, f"no answer, or no end of it, within {seconds:.0f} s") from error
+    except (aiohttp.InvalidURL, ValueError) as error:
+        # The cause's text is the whole link, a redirect's too: it may hold a token.
+        raise JobError(
+            ErrorCode.INVALID_INPUT,
+            f"{display(url)} is, or leads to, a link that can't be read",
+            hint="check the link",
+        ) from error
     except (aiohttp.ClientError, OSError) as error:
         if sockets.refused:
             raise _internal(url) from error

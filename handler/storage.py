@@ -27,6 +27,7 @@ from lyricpod.result import JobResult
 ATTEMPT_SECONDS = 20.0  # one HTTP exchange; the SDK's own default is to wait for ever
 LOOKUP_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
+URL_OPTIONS = frozenset({"upload_prefix", "api_proxy", "signature_algorithm"})
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 4.0  # seconds between tries
 
 
@@ -174,11 +175,12 @@ class Cloudinary:
         self._seconds = seconds
         self._pool = _Pool()
         self._options: dict[str, Any] = {
+            # The URL's own options, but none that an upload here decides by itself.
+            **{name: value for name, value in parse_qsl(parts.query) if name in URL_OPTIONS},
             "cloud_name": parts.hostname,
             "api_key": unquote(parts.username),
             "api_secret": unquote(parts.password or ""),
             "secure": True,
-            **dict(parse_qsl(parts.query)),
         }
 
     def find(self, job_id: str, fingerprint: str, cancel: Cancel) -> JobResult | None:
@@ -189,7 +191,9 @@ class Cloudinary:
         uploader._http = self._pool
         with (
             cancel.interrupting(_hang_up),
-            suppress(cloudinary.exceptions.Error, urllib3.exceptions.HTTPError, KeyError),
+            suppress(
+                cloudinary.exceptions.Error, urllib3.exceptions.HTTPError, KeyError, TypeError
+            ),
         ):
             asset = uploader.explicit(
                 public_ids(job_id)[0],
@@ -258,7 +262,7 @@ def _until(end: float, attempt: Callable[[float], str], cancel: Cancel) -> str:
         except refused as error:
             cancel.check()
             raise _failed(f"it was refused ({type(error).__name__})", retryable=False) from error
-        except (exceptions.Error, KeyError) as error:
+        except (exceptions.Error, KeyError, TypeError) as error:  # or JSON of another shape
             cancel.check()
             if time.monotonic() + pause >= end:
                 raise _failed("it did not succeed before its deadline", retryable=True) from error

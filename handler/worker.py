@@ -31,14 +31,17 @@ log = structlog.get_logger()
 def main() -> None:
     """Run the worker: on RunPod, or once for `--test_input` or test_input.json."""
     env = os.environ
-    serving = "RUNPOD_WEBHOOK_GET_JOB" in env and "--test_input" not in " ".join(sys.argv)
+    test_input = "--test_input" in " ".join(sys.argv)
+    serving = "RUNPOD_WEBHOOK_GET_JOB" in env and not test_input
+    # The SDK's own API is open to whoever reaches its port: no file of this machine for them.
+    trusted = not serving and "--rp_serve_api" not in sys.argv
     # The SDK's default, DEBUG, logs every result; at INFO a local run prints the result.
     env.setdefault("RUNPOD_LOG_LEVEL", "INFO" if serving else "WARN")
     env.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.configure(env)
     try:
         settings = Settings.from_env(env)
-        worker = Worker(settings if serving else settings.for_test_input(), env, serving=serving)
+        worker = Worker(settings.for_test_input() if trusted else settings, env, serving=serving)
     except ConfigError as error:
         sys.exit(f"lyricpod: {error}")
     worker.run()
@@ -74,6 +77,8 @@ class Worker:
             self._lifecycle.insist_on_results()
         # The SDK forks its heartbeat: no import may be half done in another thread then.
         self._imported.wait()
+        if self._pipeline.done() and (fault := self._pipeline.exception()):
+            sys.exit(f"lyricpod: the worker can't start: {fault}")
         runpod.serverless.start(self._config)
 
     def _prepare(self) -> None:
@@ -91,12 +96,14 @@ class Worker:
                 reuse=self._serving,
             )
             import faster_whisper  # noqa: F401  # the imports that the first job would wait for
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - carried to the thread that waits
             self._pipeline.set_exception(error)
-            raise
+            log.error("the worker can't start", error=str(error))
+            return
+        else:
+            self._pipeline.set_result(pipeline)
         finally:
             self._imported.set()
-        self._pipeline.set_result(pipeline)
         if self._serving:
             try:
                 loaded = pipeline.models.get(None)
@@ -222,8 +229,10 @@ def show(result: JobResult) -> None:
 
 def _shown(request: Any) -> dict[str, Any]:
     """A request fit for a log line: no audio, no lyrics, no query strings."""
+    from handler.download import display
+
     kind, value = request.source
-    source = "inline" if kind == "audio_base64" else value.partition("?")[0][:200]
+    source = "inline" if kind == "audio_base64" else display(value)
     chosen = {k: getattr(request, k) for k in ("language", "model", "task", "beam_size", "vad")}
     return {"kind": kind, "source": source, **chosen}
 

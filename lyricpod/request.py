@@ -175,7 +175,7 @@ def parse(data: object, *, default_job_id: str) -> Parsed:
         raise JobError(ErrorCode.INVALID_INPUT, "input must be a JSON object")
     known = set(JobRequest.model_fields) | {to_camel(name) for name in JobRequest.model_fields}
     fields = {k: v for k, v in data.items() if k in known and v is not None}
-    unknown = tuple(sorted(str(k)[:64] for k in data if k not in known))
+    unknown = tuple(sorted(_printable(k) for k in data if k not in known))
     if "job_id" not in fields and "jobId" not in fields:
         fields["job_id"] = default_job_id
     try:
@@ -186,6 +186,11 @@ def parse(data: object, *, default_job_id: str) -> Parsed:
             "; ".join(_reason(dict(item)) for item in error.errors(include_url=False)),
             hint=f"known fields: {', '.join(known_names())}",
         ) from None  # pydantic's error holds the whole input
+
+
+def _printable(name: object) -> str:
+    # JSON can name a field with half a surrogate pair, which no answer could carry.
+    return str(name)[:64].encode("utf-8", "replace").decode()
 
 
 def _reason(item: dict[str, Any]) -> str:

@@ -83,6 +83,8 @@ LINE = str(SAMPLES / "line.flac")
         ({"audio_url": "https://e.com/" + "x" * 10_000}, "audio_url"),
         ({"audio_url": "ftp://example.com/a.mp3"}, "http"),
         ({"audio_url": "http://[broken"}, "link"),
+        ({"audio_url": f"http://1.2.3.4:99999/x?token={KEY}"}, "link"),
+        ({"audio_url": f"http://user:{KEY}@[broken/x"}, "link"),
         ({"audio_base64": "not base64!"}, "base64"),
         ({"youtube_url": "https://example.com/watch?v=dQw4w9WgXcQ"}, "YouTube"),
         ({"youtube_url": "https://www.youtube.com/playlist?list=PL123"}, "YouTube"),
@@ -108,6 +110,7 @@ def test_invalid_input(
         ("broken", "network"),
         ("silent", "network"),
         ("loop", "network"),
+        ("astray", "invalid_input"),
         ("large", "source_too_large"),
         ("endless", "source_too_large"),
         ("empty", "source_not_audio"),
@@ -135,6 +138,30 @@ def test_youtube_out_of_reach_is_network(job_server: JobServer, worker: WorkerPr
     error = fail(job_server, worker, {"youtube_url": "https://youtu.be/dQw4w9WgXcQ"})
     assert error["code"] == "network"
     assert "dQw4w9WgXcQ" in error["message"]
+
+
+def test_a_password_in_a_link_is_not_logged(
+    job_server: JobServer, worker: WorkerProcess, web: WebServer
+) -> None:
+    """User and password of a link stay out of the log and the error."""
+    url = web.url.replace("http://", f"http://user:{KEY}@")
+    error = fail(job_server, worker, {"audio_url": f"{url}/missing#{KEY}"})
+    assert error["code"] == "source_not_found"
+
+
+def test_odd_names_of_files_and_fields(job_server: JobServer, worker: WorkerProcess) -> None:
+    """A file name too long is not found; a field named by half a surrogate loses no result."""
+    assert fail(job_server, worker, {"audio_url": "x" * 400})["code"] == "source_not_found"
+    output = job_server.wait_result(job_server.submit({"audio_url": LINE, "\ud800": 1}))["output"]
+    assert output["words"]
+
+
+def test_unusable_settings_end_the_worker_at_once(start_worker: StartWorker) -> None:
+    """A CLOUDINARY_URL that is none ends the process with the reason, and without the value."""
+    worker = start_worker(CLOUDINARY_URL=f"http://key:{KEY}@cloud")
+    assert worker.wait() != 0
+    assert "CLOUDINARY_URL must look like" in worker.log
+    assert KEY not in worker.log
 
 
 def test_odd_files(job_server: JobServer, worker: WorkerProcess, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ CHUNK = b"\0" * 65536
 class WebServer(LoopbackServer):
     """`/missing` is 404, `/broken` stops mid-body, `/silent` never answers, `/endless` never
     ends, `/empty` has no body, `/large` announces a gigabyte, `/loop` redirects to itself,
-    `/text` is a page, `/busy` is 429, `/closed` is 403, `/down` is 503."""
+    `/astray` to a malformed link, `/text` is a page, `/busy` is 429, `/closed` is 403, `/down` is 503."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,6 +34,8 @@ class WebServer(LoopbackServer):
             return web.Response(text="<html>a page about a song</html>" * 50)
         if name == "loop":
             return web.Response(status=302, headers={"Location": "/loop"})
+        if name == "astray":
+            return web.Response(status=302, headers={"Location": "http://[bad?token=planted-key"})
         if name == "silent":
             await asyncio.wait_for(self._closing.wait(), 60)
             return web.Response()
