@@ -13,7 +13,8 @@ CHUNK = b"\0" * 65536
 class WebServer(LoopbackServer):
     """`/missing` is 404, `/broken` stops mid-body, `/silent` never answers, `/endless` never
     ends, `/empty` has no body, `/large` announces a gigabyte, `/loop` redirects to itself,
-    `/astray` to a malformed link, `/text` is a page, `/busy` is 429, `/closed` is 403, `/down` is 503."""
+    `/astray` to a malformed link, `/text` is a page, `/busy` is 429, `/closed` is 403,
+    `/down` is 503."""
 
     def __init__(self) -> None:
         super().__init__()
