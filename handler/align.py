@@ -16,7 +16,7 @@ from typing import Any
 
 from handler.audio import SAMPLE_RATE, Pcm, Samples
 from handler.cancel import Cancel
-from handler.models import Loaded, memory_error, out_of_memory
+from handler.models import Loaded, memory_for
 from handler.transcript import Transcript
 from lyricpod.result import Word
 
@@ -57,12 +57,8 @@ def align(
     Raises:
         JobError: `out_of_memory`, `cancelled`.
     """
-    try:
+    with memory_for(model.name):
         return _align(pcm, lyrics, model, language, cancel, on_seconds)
-    except (RuntimeError, MemoryError) as error:
-        if out_of_memory(error):
-            raise memory_error(model.name) from error
-        raise
 
 
 def _align(

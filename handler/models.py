@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,17 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an engine's error says that memory ran out."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "bad_alloc" in text
+
+
+@contextmanager
+def memory_for(name: str) -> Iterator[None]:
+    """Turn an engine's fault in the block into `out_of_memory`, if that is what it says."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise memory_error(name) from error
+        raise
 
 
 def memory_error(name: str) -> JobError:

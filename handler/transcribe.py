@@ -12,7 +12,7 @@ import numpy as np
 from handler.audio import SAMPLE_BYTES, SAMPLE_RATE, Pcm
 from handler.cancel import Cancel
 from handler.features import LogMel, compute
-from handler.models import Loaded, memory_error, out_of_memory
+from handler.models import Loaded, memory_for
 from handler.transcript import Transcript
 from lyricpod.request import JobRequest
 from lyricpod.result import Word
@@ -43,12 +43,8 @@ def transcribe(
     Raises:
         JobError: `out_of_memory`, `cancelled`.
     """
-    try:
+    with memory_for(model.name):
         return _transcribe(pcm, model, request, folder, cancel, on_words)
-    except (RuntimeError, MemoryError) as error:
-        if out_of_memory(error):
-            raise memory_error(model.name) from error
-        raise
 
 
 def _transcribe(
