@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handler.audio import SAMPLE_BYTES, SAMPLE_RATE, decode
-from handler.cancel import Cancel
+from lyricpod.cancel import Cancel
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import structlog
 
-from handler.cancel import Cancel
 from handler.config import Settings
 from handler.models import Models
 from handler.pipeline import Pipeline
-from handler.storage import Folder
 from handler.transcribe import options
+from lyricpod.cancel import Cancel
 from lyricpod.request import Parsed, parse
 from lyricpod.result import JobResult, Word
+from lyricpod.storage import Folder
 
 
 class Engine:

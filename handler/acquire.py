@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from handler.cancel import Cancel
 from handler.config import Settings
 from handler.download import download, too_large
 from handler.youtube import fetch
+from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
 from lyricpod.request import JobRequest
 

@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import Any
 
 from handler.audio import SAMPLE_RATE, Pcm, Samples
-from handler.cancel import Cancel
 from handler.models import Loaded, memory_for
 from handler.transcript import Transcript
+from lyricpod.cancel import Cancel
 from lyricpod.result import Word
 
 UNSPACED = {"zh", "yue", "ja", "th", "lo", "my"}  # no space between words

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from av.audio.resampler import AudioResampler
 
-from handler.cancel import Cancel
+from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
 
 SAMPLE_RATE = 16_000  # Hz; what Whisper hears

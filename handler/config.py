@@ -8,11 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lyricpod.errors import ConfigError
+
 MODELS = Path(__file__).resolve().parent.parent / "models"  # the ones the repository carries
-
-
-class ConfigError(Exception):
-    """A setting in the environment that can't be used."""
 
 
 class Settings(BaseModel):

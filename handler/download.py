@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
-from handler.cancel import Cancel
+from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
 
 MAX_REDIRECTS = 5

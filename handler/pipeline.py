@@ -16,17 +16,17 @@ import structlog
 from handler import align
 from handler.acquire import Source, acquire
 from handler.audio import Pcm, decode
-from handler.cancel import Cancel
 from handler.config import Settings
 from handler.models import NANO, Loaded, Models
-from handler.storage import Storage
 from handler.transcribe import transcribe
 from handler.transcript import Transcript
+from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
 from lyricpod.lines import lay_out
 from lyricpod.progress import Progress, Stage
 from lyricpod.request import JobRequest, Parsed
 from lyricpod.result import JobResult, Line, Timings, Word
+from lyricpod.storage import Storage
 from lyricpod.subtitles import plain, srt
 from lyricpod.timeline import timeline
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from handler.audio import SAMPLE_BYTES, SAMPLE_RATE, Pcm
-from handler.cancel import Cancel
 from handler.features import LogMel, compute
 from handler.models import Loaded, memory_for
 from handler.transcript import Transcript
+from lyricpod.cancel import Cancel
 from lyricpod.request import JobRequest
 from lyricpod.result import Word
 

@@ -16,9 +16,9 @@ from typing import Any
 import structlog
 
 from handler import log as logging
-from handler.cancel import Cancel
-from handler.config import ConfigError, Settings
-from lyricpod.errors import ErrorCode, JobError
+from handler.config import Settings
+from lyricpod.cancel import Cancel
+from lyricpod.errors import ConfigError, ErrorCode, JobError
 from lyricpod.request import parse
 from lyricpod.result import JobResult
 
@@ -87,12 +87,16 @@ class Worker:
         try:
             from handler.models import Models
             from handler.pipeline import Pipeline
-            from handler.storage import storage
+            from lyricpod.storage import storage
 
             pipeline = Pipeline(
                 self._settings,
                 Models(self._settings),
-                storage(self._settings),
+                storage(
+                    self._settings.cloudinary_url,
+                    self._settings.storage_dir,
+                    self._settings.upload_seconds,
+                ),
                 reuse=self._serving,
             )
             import faster_whisper  # noqa: F401  # the imports that the first job would wait for

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from handler.cancel import Cancel
+from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
 
 VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{11}")

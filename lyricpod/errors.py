@@ -38,6 +38,10 @@ RETRYABLE = frozenset(
 )
 
 
+class ConfigError(Exception):
+    """A setting in the environment that can't be used."""
+
+
 class JobError(Exception):
     """A job's failure: what happened, to what, and what to do.
 

@@ -12,11 +12,11 @@ from conftest import SAMPLES
 
 from handler.align import align, available, refine
 from handler.audio import Pcm, decode
-from handler.cancel import Cancel
 from handler.config import Settings
 from handler.models import Loaded, Models
 from handler.transcribe import transcribe
 from handler.transcript import Transcript
+from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
 from lyricpod.request import parse
 

@@ -11,10 +11,10 @@ from faster_whisper import WhisperModel
 from faster_whisper.audio import decode_audio
 
 from handler.audio import decode
-from handler.cancel import Cancel
 from handler.features import compute
 from handler.models import Loaded
 from handler.transcribe import options, transcribe
+from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
 from lyricpod.request import parse
 

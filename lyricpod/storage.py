@@ -1,4 +1,7 @@
-"""Where results are kept: Cloudinary, or a local folder. The only import of cloudinary here."""
+"""Where results are kept: Cloudinary, or a local folder. The only import of cloudinary.
+
+Both halves publish: the worker, and the orchestrator where the worker could not.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,8 @@ from pydantic import ValidationError
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from handler.cancel import Cancel
-from handler.config import ConfigError, Settings
-from lyricpod.errors import ErrorCode, JobError
+from lyricpod.cancel import Cancel
+from lyricpod.errors import ConfigError, ErrorCode, JobError
 from lyricpod.result import JobResult
 
 ATTEMPT_SECONDS = 20.0  # one HTTP exchange; the SDK's own default is to wait for ever
@@ -48,11 +50,15 @@ class Storage(Protocol):
         """
 
 
-def storage(settings: Settings) -> Storage | None:
-    """The storage that the settings name, if any."""
-    if settings.cloudinary_url:
-        return Cloudinary(settings.cloudinary_url, settings.upload_seconds)
-    return Folder(Path(settings.storage_dir)) if settings.storage_dir else None
+def storage(cloudinary_url: str, storage_dir: str, upload_seconds: float) -> Storage | None:
+    """The storage that the settings name, if any; Cloudinary wins over a folder.
+
+    Raises:
+        ConfigError: CLOUDINARY_URL has another form.
+    """
+    if cloudinary_url:
+        return Cloudinary(cloudinary_url, upload_seconds)
+    return Folder(Path(storage_dir)) if storage_dir else None
 
 
 def public_ids(job_id: str) -> tuple[str, str]:
