@@ -1,0 +1,296 @@
+"""The loop: takes in, sends, looks, keeps. Any number of replicas run it beside each other."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, Literal
+
+import structlog
+
+from lyricpod.errors import ErrorCode, JobError
+from orchestrator import webhooks
+from orchestrator.config import Settings
+from orchestrator.crew import Crew
+from orchestrator.errors import DatabaseUnavailable
+from orchestrator.fleet import Fleet
+from orchestrator.local import LOCAL
+from orchestrator.results import Publisher
+from orchestrator.router import Choice, Wish, choose
+from orchestrator.sending import body, read_row, timeout_ms
+from orchestrator.store import Begun, Intent, Store, Waiting
+from orchestrator.turn import Turns
+
+BUSY_SECONDS = 0.02  # between two rounds while there is work: claims are made in batches
+IDLE_SECONDS = 1.0  # at most between two looks into the table
+TAKE_IN_SECONDS = 0.5  # between two looks for rows that the backend queued by itself
+COUNT_SECONDS = 1.0  # for which the numbers of jobs under way are used
+BEAT_SECONDS = 5.0
+SILENCE_SECONDS = 15.0  # after which a replica, and its local endpoint, is gone
+WAIT_SECONDS = 2.0  # before a job that no endpoint can take now is looked at again
+OUTAGE_FIRST, OUTAGE_LONGEST = 0.5, 5.0  # seconds between two tries to reach the database
+BATCH = 100  # rows in one claim
+FINISH_SHARE = 0.6  # of the shutdown's time: for work under way; the rest is for giving it back
+
+log = structlog.get_logger()
+
+
+class Loop:
+    """One replica's loop.
+
+    Args:
+        instance: the replica's id; a local endpoint's jobs belong to it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        fleet: Fleet,
+        publisher: Publisher,
+        settings: Settings,
+        instance: uuid.UUID,
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._settings = settings
+        self._instance = instance
+        self._wake = threading.Event()
+        self._turns = Turns(
+            store,
+            fleet,
+            publisher,
+            settings,
+            load=lambda: self._in_flight_total,
+            usable=self._usable,
+            kept=self._wake.set,
+        )
+        half = max(1, settings.http_threads // 2)
+        # Apart, so that a slow Cloudinary holds up no look, and no look a sending.
+        self._senders = Crew("lyricpod-send", half, self._fault)
+        self._lookers = Crew("lyricpod-look", half, self._fault)
+        self._keepers = Crew("lyricpod-keep", max(2, half // 4), self._fault)
+        self._checkers = Crew("lyricpod-health", 2, self._fault)
+        self._held: set[uuid.UUID] = set()
+        self._held_lock = threading.Lock()
+        self._in_flight: dict[str, tuple[int, int]] = {}
+        self._in_flight_total = 0
+        self._backlog = 0
+        self._due: dict[str, float] = {}
+
+    def wake(self) -> None:
+        """Something happened: look at once."""
+        self._wake.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set, then give back what is under way. Survives any outage."""
+        pause = OUTAGE_FIRST
+        while not stop.is_set():
+            try:
+                busy = self._round()
+                pause = OUTAGE_FIRST
+            except Exception as error:  # noqa: BLE001 - the loop's boundary: it outlives any fault
+                self._fault(error)
+                stop.wait(pause)
+                pause = min(OUTAGE_LONGEST, pause * 2)
+                continue
+            if busy:
+                stop.wait(BUSY_SECONDS)
+            else:
+                self._rest(stop)
+        self._give_back()
+
+    def _rest(self, stop: threading.Event) -> None:
+        try:
+            due = self._store.next_due()
+        except DatabaseUnavailable:
+            return
+        wait = IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(BUSY_SECONDS, due))
+        # `stop` wakes too: see Orchestrator, whose stop sets both.
+        self._wake.wait(wait)
+        if self._wake.is_set():
+            self._wake.clear()
+            self._due.pop("take in", None)
+
+    def _round(self) -> bool:
+        """One round; whether there was work."""
+        if self._is_due("beat", BEAT_SECONDS):
+            self._store.beat(self._instance)
+        if self._is_due("renew", self._settings.lease_seconds / 3):
+            self._renew()
+        if self._is_due("count", COUNT_SECONDS):
+            self._count()
+        for name in self._fleet.due():
+            self._checkers.do(lambda name=name: self._fleet.look(name))  # type: ignore[misc]
+        taken = 0
+        if self._is_due("take in", TAKE_IN_SECONDS):
+            taken = self._store.find_queued(BATCH, read_row, self._settings.deadline_seconds)
+        sent = self._send()
+        looked = self._look()
+        kept = self._keep()
+        return bool(taken or sent or looked or kept)
+
+    def _is_due(self, what: str, seconds: float) -> bool:
+        now = time.monotonic()
+        if now < self._due.get(what, float("-inf")):
+            return False
+        self._due[what] = now + seconds
+        return True
+
+    def _renew(self) -> None:
+        with self._held_lock:
+            held = list(self._held)
+        if held:
+            self._store.renew(held, self._settings.lease_seconds)
+
+    def _count(self) -> None:
+        self._in_flight = self._store.in_flight()
+        self._in_flight_total = sum(attempts for attempts, _ in self._in_flight.values())
+        self._backlog = self._store.backlog()
+
+    def _usable(self) -> frozenset[str]:
+        candidates = self._fleet.candidates(self._in_flight)
+        return frozenset(c.name for c in candidates if c.healthy and c.paused_reason is None)
+
+    # Sending.
+
+    def _send(self) -> int:
+        free = min(self._senders.free, BATCH)
+        if free <= 0:
+            return 0
+        bodies: dict[str, tuple[Intent, dict[str, Any]]] = {}
+        begun: list[Begun] = []
+        with self._store.waiting(free) as (jobs, batch):
+            idle: list[str] = []
+            for job in jobs:
+                if error := _over(job):
+                    batch.end(job.job_id, error)
+                    continue
+                choice = self._choose(job)
+                if choice.final:
+                    batch.end(job.job_id, _nowhere(choice))
+                elif choice.name is None:
+                    idle.append(job.job_id)
+                elif self._has_token(choice.name):
+                    bodies[job.job_id] = self._intend(job, choice.name)
+            if idle:
+                batch.postpone(idle, WAIT_SECONDS)
+            if bodies:
+                intents = [intent for intent, _ in bodies.values()]
+                begun = batch.begin(intents, self._settings.lease_seconds)
+        for attempt in begun:
+            intent, sent = bodies[attempt.job_id]
+            self._under_lease(
+                self._senders,
+                attempt.lease_token,
+                lambda a=attempt, i=intent, s=sent: self._turns.send(a, i.endpoint, s),  # type: ignore[misc]
+            )
+        return len(begun)
+
+    def _choose(self, job: Waiting) -> Choice:
+        wish = Wish(blocked_on=frozenset(job.blocked_on), failed_on=tuple(job.failed_on))
+        return choose(self._fleet.candidates(self._in_flight), wish)
+
+    def _has_token(self, name: str) -> bool:
+        limits = self._fleet.limits(name)
+        return limits is None or limits.run.try_take() == 1
+
+    def _intend(self, job: Waiting, name: str) -> tuple[Intent, dict[str, Any]]:
+        kind: Literal["runpod", "local"] = "local" if name == LOCAL else "runpod"
+        token, digest = webhooks.new_token()
+        public = self._settings.public_url if kind == "runpod" else ""
+        intent = Intent(
+            job_id=job.job_id,
+            endpoint=name,
+            instance=self._fleet.instance_of(name),
+            timeout_ms=timeout_ms(job.duration, self._settings, kind=kind),
+            price=self._fleet.price(name),
+            digest=digest,
+            method=kind,
+        )
+        attempts, queued = self._in_flight.get(name, (0, 0))
+        self._in_flight[name] = (attempts + 1, queued + 1)
+        webhook = webhooks.url(public, token) if public else None
+        return intent, body(job, self._settings, kind=kind, webhook=webhook, backlog=self._backlog)
+
+    # Looking and keeping.
+
+    def _look(self) -> int:
+        free = min(self._lookers.free, BATCH)
+        if free <= 0:
+            return 0
+        lease = self._settings.lease_seconds
+        due = self._store.claim(free, self._instance, lease=lease, silence=SILENCE_SECONDS)
+        for attempt in due:
+            self._under_lease(
+                self._lookers,
+                attempt.lease_token,
+                lambda a=attempt: self._turns.look(a),  # type: ignore[misc]
+            )
+        return len(due)
+
+    def _keep(self) -> int:
+        free = self._keepers.free
+        if free <= 0:
+            return 0
+        due = self._store.claim_finishing(free, lease=self._settings.lease_seconds)
+        for attempt in due:
+            self._under_lease(
+                self._keepers,
+                attempt.lease_token,
+                lambda a=attempt: self._turns.keep(a),  # type: ignore[misc]
+            )
+        return len(due)
+
+    def _under_lease(self, crew: Crew, lease: uuid.UUID, work: Callable[[], None]) -> None:
+        with self._held_lock:
+            self._held.add(lease)
+
+        def leased() -> None:
+            try:
+                work()
+            finally:
+                with self._held_lock:
+                    self._held.discard(lease)
+
+        crew.do(leased)
+
+    def _fault(self, error: BaseException) -> None:
+        if isinstance(error, DatabaseUnavailable):
+            log.warning("the database is away; trying again", reason=str(error))
+        else:
+            log.error("a fault that nobody foresaw; going on", exc_info=error)
+
+    # The end.
+
+    def _give_back(self) -> None:
+        """What is under way may end in a moment; the rest is due at once for another replica."""
+        end = time.monotonic() + self._settings.shutdown_seconds * FINISH_SHARE
+        for crew in (self._senders, self._lookers, self._keepers, self._checkers):
+            crew.finish(max(0.0, end - time.monotonic()))
+        with self._held_lock:
+            held = list(self._held)
+        try:
+            if held:
+                self._store.release(held)
+            self._store.leave(self._instance)
+        except DatabaseUnavailable:
+            log.warning("the leases end by themselves: the database is away", leases=len(held))
+
+
+def _over(job: Waiting) -> JobError | None:
+    """Why a waiting job is not sent at all."""
+    if job.status not in ("queued", "processing"):
+        return JobError(ErrorCode.CANCELLED, "the row was deleted or ended by someone else")
+    if job.remaining <= 0:
+        return JobError(
+            ErrorCode.INTERNAL,
+            "the job could not be done within its deadline",
+            hint="`lyricpod doctor` shows what holds jobs up; `lyricpod retry` sends it again",
+        )
+    return None
+
+
+def _nowhere(choice: Choice) -> JobError:
+    return JobError(ErrorCode.SOURCE_BLOCKED, f"no endpoint can fetch the audio: {choice.reason}")
