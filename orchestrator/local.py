@@ -10,7 +10,6 @@ import sys
 import threading
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.util import find_spec
 
 import structlog
@@ -20,7 +19,7 @@ from orchestrator.errors import OrchestratorError
 
 NEEDED = ("localpod", "handler", "runpod", "faster_whisper", "aiohttp")  # extra `worker`
 START_SECONDS = 60.0  # a slow disk imports slowly
-STOP_SECONDS = 2.0
+STOP_SECONDS = 2.5  # it takes up to 2.1 s with a busy worker
 SECRETS = frozenset({"DATABASE_URL", "RUNPOD_API_KEY"})  # no business of a worker's
 LOCAL = "local"  # its name among the endpoints
 
@@ -81,10 +80,8 @@ class LocalPod:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                with suppress(OSError):
-                    pipe.close()
+        if process.stdout:
+            process.stdout.close()
 
     def _runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -92,9 +89,13 @@ class LocalPod:
     def _start(self) -> EndpointClient:
         key = secrets.token_urlsafe(32)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "localpod", "--workers", str(self._workers)],
+            # It ends by itself when we are gone, however we went.
+            [
+                *(sys.executable, "-m", "localpod", "--workers", str(self._workers)),
+                *("--parent-pid", str(os.getpid())),
+            ],
             env=_environment(os.environ, key),
-            stdin=subprocess.PIPE,  # its end tells the child that we are gone
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -139,7 +139,7 @@ class LocalPostgres:
             options = ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--username=postgres"]
             done = self._run(programs / "initdb", *options, "-D", new, seconds=INIT_SECONDS)
             if done.returncode:
-                raise self._fault(_last_line(done.stderr), "see the reason")
+                raise self._fault(_reason(done.stderr), "see the reason")
             new.rename(self.data)
         self._hand_over(self.data, programs)
         if self._sockets != self.data:
@@ -159,6 +159,7 @@ class LocalPostgres:
         if _alive(self._pid()):  # not ours: the number was given to another process since
             (self.data / "postmaster.pid").unlink(missing_ok=True)
         self._log.touch()
+        logged = self._log.stat().st_size
         if os.geteuid() == 0:
             shutil.chown(self._log, SYSTEM_USER)
         options = f"-h '' -p {PORT} -k {self._sockets}"
@@ -166,7 +167,8 @@ class LocalPostgres:
         done = self._run(programs / "pg_ctl", *arguments, "-D", self.data, seconds=START_SECONDS)
         if not done.returncode:
             return ""
-        return _last_line(self._log.read_text(errors="replace")) or _last_line(done.stderr)
+        log = self._log.read_bytes()[logged:].decode("utf-8", "replace")
+        return _reason(log) or _reason(done.stderr) or "pg_ctl failed"
 
     def _stop(self, programs: Path) -> None:
         if not self._runs():
@@ -174,7 +176,10 @@ class LocalPostgres:
         arguments = ["stop", "-m", "fast", "-w", "-t", STOP_SECONDS, "-s", "-D", self.data]
         done = self._run(programs / "pg_ctl", *arguments, seconds=STOP_SECONDS)
         if done.returncode and self._runs():
-            raise self._fault(f"it doesn't stop: {_last_line(done.stderr)}", f"see {self._log}")
+            raise self._fault(f"it doesn't stop: {_reason(done.stderr)}", f"see {self._log}")
+        if self._sockets != self.data:
+            with suppress(OSError):
+                self._sockets.rmdir()
 
     def _answers(self) -> bool:
         try:
@@ -190,8 +195,14 @@ class LocalPostgres:
             return False
         psutil = importlib.import_module("psutil")  # the wheel brings it
         try:
-            return str(self.data) in psutil.Process(pid).cmdline()
-        except psutil.Error:
+            process = psutil.Process(pid)
+            if not process.name().startswith("postgres"):
+                return False
+            # Its arguments may name another path: the folder can be moved while it runs.
+            return os.path.samefile(process.cwd(), self.data)
+        except psutil.AccessDenied:
+            return True  # in doubt: two servers on one folder would destroy it
+        except (psutil.Error, OSError):
             return False
 
     def _pid(self) -> int | None:
@@ -265,7 +276,8 @@ class LocalPostgres:
         pid, file = _joined[self._state]
         if pid != os.getpid():  # a fork of a user, which is none itself
             return
-        with suppress(OSError, OrchestratorError), self._locked(), file:
+        with suppress(OSError, OrchestratorError), file, self._locked():
+            fcntl.flock(file, fcntl.LOCK_UN)  # inside the lock: the next to leave must not see it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._stop(self.programs())
 
@@ -300,6 +312,8 @@ def _alive(pid: int | None) -> bool:
     return pid is not None and bool(importlib.import_module("psutil").pid_exists(pid))
 
 
-def _last_line(text: str) -> str:
+def _reason(text: str) -> str:
+    """The line that says why: the first that is marked as an error, else the last one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    marked = (line for line in lines if re.search(r"\b(FATAL|PANIC|error):", line))
+    return next(marked, lines[-1] if lines else "")

@@ -28,6 +28,7 @@ from orchestrator.kept import read_url
 from orchestrator.listener import Listener
 from orchestrator.results import Publisher, decompress
 from orchestrator.sending import checked
+from orchestrator.stats import Stats, read
 from orchestrator.store import JobRow, Store
 from orchestrator.sync import Loop
 
@@ -254,6 +255,10 @@ class Orchestrator:
     def list(self, limit: int = 50, status: str | None = None) -> tuple[JobRow, ...]:
         """The newest rows."""
         return tuple(self.store.rows(limit, status))
+
+    def stats(self, hours: float = 24) -> Stats:
+        """Success rates, times and cost of the jobs of the last hours, by endpoint."""
+        return read(self._pool, hours)
 
     def handle_webhook(self, token: str, body: object = b"") -> bool:
         """What the backend's route `POST /lyricpod/webhook/{token}` calls; answer 200 if True.

@@ -617,9 +617,9 @@ class Batch:
         cursor = self._connection.cursor(row_factory=class_row(Begun))
         return cursor.execute(self._sql["begin"], {**columns, "lease": lease}).fetchall()
 
-    def postpone(self, job_ids: Sequence[str], seconds: float) -> None:
-        """Look at these again later."""
-        params = {"job_ids": list(job_ids), "seconds": seconds}
+    def postpone(self, job_ids: Sequence[str], message: str, seconds: float) -> None:
+        """Look at these again later; their rows say why."""
+        params = {"job_ids": list(job_ids), "seconds": seconds, "message": message[:MAX_MESSAGE]}
         self._connection.execute(self._sql["postpone"], params)
 
     def end(self, job_id: str, error: JobError) -> None:

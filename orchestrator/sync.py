@@ -162,7 +162,7 @@ class Loop:
         bodies: dict[str, tuple[Intent, dict[str, Any]]] = {}
         begun: list[Begun] = []
         with self._store.waiting(free) as (jobs, batch):
-            idle: list[str] = []
+            idle: dict[str, list[str]] = {}
             for job in jobs:
                 if error := _over(job):
                     batch.end(job.job_id, error)
@@ -171,11 +171,11 @@ class Loop:
                 if choice.final:
                     batch.end(job.job_id, _nowhere(choice))
                 elif choice.name is None:
-                    idle.append(job.job_id)
+                    idle.setdefault(choice.reason, []).append(job.job_id)
                 elif self._has_token(choice.name):
                     bodies[job.job_id] = self._intend(job, choice.name)
-            if idle:
-                batch.postpone(idle, WAIT_SECONDS)
+            for reason, job_ids in idle.items():
+                batch.postpone(job_ids, f"Waiting: {reason}", WAIT_SECONDS)
             if bodies:
                 intents = [intent for intent, _ in bodies.values()]
                 begun = batch.begin(intents, self._settings.lease_seconds)

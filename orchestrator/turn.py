@@ -42,7 +42,8 @@ GIVE_UP_SECONDS = 120.0  # an endpoint that is silent for so long loses its jobs
 RESEND_SECONDS = 1.0  # after a refused connection
 CANCEL_SECONDS = 10.0  # between two cancels of an abandoned sending
 CANCEL_FOR = 3600.0  # seconds during which they go on; then the platform's timeout has ended it
-COPY_SECONDS = 15.0  # between two looks for the durable copy of an unknown sending
+COPY_SECONDS = 15.0  # between two looks for a durable copy, at most
+COPY_FIRST = 1.0  # and at first: the sending may be answered from an earlier copy
 TOKEN_SECONDS = 5.0  # how long a look waits for its share of the rate limit
 PUBLISH_FIRST, PUBLISH_LONGEST = 5.0, 300.0  # seconds between two tries to keep a result
 PATIENCE_FRESH = 60.0  # seconds for which an endpoint's usual time is not asked for again
@@ -118,7 +119,7 @@ class Turns:
                 self._store.withdraw(attempt, f"Waiting: {reason}; {hint}", RESEND_SECONDS)
             case Uncertain(reason):
                 log.warning("the sending's answer was lost", job_id=attempt.job_id, reason=reason)
-                self._store.uncertain(attempt, self._expected(endpoint), COPY_SECONDS)
+                self._store.uncertain(attempt, self._expected(endpoint), COPY_FIRST)
             case Rejected(reason):
                 error = JobError(ErrorCode.INVALID_INPUT, f"the request was refused: {reason}")
                 self._store.end(attempt, State.FAILED, error, Account())
@@ -302,7 +303,8 @@ class Turns:
     def _look_again(self, state: State, attempt: Claimed, observed: Observed) -> None:
         if state == State.UNKNOWN:
             patience = self._expected(attempt.endpoint)
-            self._store.uncertain(attempt, patience, COPY_SECONDS)
+            delay = min(COPY_SECONDS, max(COPY_FIRST, attempt.age))
+            self._store.uncertain(attempt, patience, delay)
             return
         progress = observed.progress
         delay = max(self._delay(state, attempt.age), observed.wait or 0.0)

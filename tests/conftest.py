@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from cloudinary_double import CloudinaryDouble
 from jobserver import JobServer
+from postgres import Postgres, postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "samples"
@@ -117,3 +119,20 @@ def running(jobs: JobServer, folder: Path, **env: str) -> Iterator[WorkerProcess
         yield worker
     finally:
         worker.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A real PostgreSQL, for all tests; one that stops it starts it again."""
+    # Not in pytest's own folder: each start of pytest closes that to PostgreSQL's user.
+    with (
+        tempfile.TemporaryDirectory(prefix="lyricpod-test-") as folder,
+        postgres(Path(folder)) as server,
+    ):
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres_server: Postgres) -> str:
+    """The URL of an empty database, this test's alone."""
+    return postgres_server.create()

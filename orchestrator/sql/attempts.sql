@@ -61,13 +61,13 @@ WHERE lease_token = ANY (%(leases)s);
 UPDATE lyricpod_attempts SET
     state = 'queued', runpod_id = %(runpod_id)s, submitted_at = now(),
     lease_token = NULL, lease_until = NULL,
-    next_poll_at = CASE WHEN urgent THEN '-infinity'
+    next_poll_at = CASE WHEN urgent THEN 'epoch'
                         ELSE now() + make_interval(secs => %(delay)s) END
 WHERE id = %(id)s AND lease_token = %(lease)s;
 
 -- name: note_id
 -- Without a lease: only an empty id is filled, so that what was sent can be found, or cancelled.
-UPDATE lyricpod_attempts SET runpod_id = %(runpod_id)s, urgent = true, next_poll_at = '-infinity'
+UPDATE lyricpod_attempts SET runpod_id = %(runpod_id)s, urgent = true, next_poll_at = 'epoch'
 WHERE id = %(id)s AND runpod_id IS NULL AND state IN ('submitting', 'unknown', 'abandoned');
 
 -- name: uncertain
@@ -75,7 +75,7 @@ UPDATE lyricpod_attempts SET
     state = 'unknown', submitted_at = COALESCE(submitted_at, now()),
     waiting_until = COALESCE(waiting_until, now() + make_interval(secs => %(patience)s)),
     lease_token = NULL, lease_until = NULL,
-    next_poll_at = CASE WHEN urgent THEN '-infinity'
+    next_poll_at = CASE WHEN urgent THEN 'epoch'
                         ELSE now() + make_interval(secs => %(delay)s) END
 WHERE id = %(id)s AND lease_token = %(lease)s;
 
@@ -111,7 +111,7 @@ UPDATE lyricpod_attempts SET
     unreachable_since = CASE WHEN %(reached)s THEN NULL ELSE COALESCE(unreachable_since, now()) END,
     worker_id = COALESCE(%(worker_id)s, worker_id),
     lease_token = NULL, lease_until = NULL,
-    next_poll_at = CASE WHEN urgent THEN '-infinity'
+    next_poll_at = CASE WHEN urgent THEN 'epoch'
                         ELSE now() + make_interval(secs => %(delay)s) END
 WHERE id = %(id)s AND lease_token = %(lease)s;
 
@@ -121,7 +121,7 @@ WITH attempt AS (
         state = 'running', started_at = COALESCE(started_at, now()), unreachable_since = NULL,
         worker_id = COALESCE(%(worker_id)s, worker_id), progress = %(progress)s,
         lease_token = NULL, lease_until = NULL,
-        next_poll_at = CASE WHEN urgent THEN '-infinity'
+        next_poll_at = CASE WHEN urgent THEN 'epoch'
                             ELSE now() + make_interval(secs => %(delay)s) END
     WHERE id = %(id)s AND lease_token = %(lease)s RETURNING job_id
 ), told AS (
@@ -308,7 +308,7 @@ WHERE id = %(id)s AND lease_token = %(lease)s;
 -- A webhook came: look at once. It may name what nobody could note.
 WITH attempt AS (
     UPDATE lyricpod_attempts a SET
-        urgent = true, next_poll_at = '-infinity',
+        urgent = true, next_poll_at = 'epoch',
         runpod_id = COALESCE(a.runpod_id, %(runpod_id)s),
         state = CASE WHEN a.state = 'lost' THEN 'abandoned' ELSE a.state END
     FROM lyricpod_jobs l

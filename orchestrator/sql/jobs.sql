@@ -48,8 +48,18 @@ LIMIT %(limit)s
 FOR UPDATE OF l SKIP LOCKED;
 
 -- name: postpone
-UPDATE lyricpod_jobs SET next_try_at = now() + make_interval(secs => %(seconds)s)
-WHERE job_id = ANY (%(job_ids)s) AND state = 'waiting';
+-- Nowhere can take it now: its row says why, once.
+WITH job AS (
+    UPDATE lyricpod_jobs SET next_try_at = now() + make_interval(secs => %(seconds)s)
+    WHERE job_id = ANY (%(job_ids)s) AND state = 'waiting' RETURNING job_id
+)
+UPDATE jobs SET
+    status = jobs.status
+  , status_message = %(message)s   --? status_message
+  , updated_at = now()             --? updated_at
+FROM job WHERE jobs.id = job.job_id AND jobs.status IN ('queued', 'processing')
+  AND to_jsonb(jobs) ? 'status_message'
+  AND to_jsonb(jobs) ->> 'status_message' IS DISTINCT FROM %(message)s;
 
 -- name: end_waiting
 -- A waiting job that is over: its row says why, if it is still there and ours.

@@ -1,0 +1,70 @@
+"""The loop as a process of its own: runs until a signal, then ends in time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from types import FrameType
+
+import structlog
+
+from orchestrator.config import Settings
+from orchestrator.service import Orchestrator
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SPARE_SECONDS = 0.25  # of the shutdown's time: for a thread that hangs, the process ends this early
+
+log = structlog.get_logger()
+
+
+def serve(settings: Settings) -> int:
+    """Run the loop until SIGTERM or SIGINT; returns the exit code.
+
+    Within SHUTDOWN_SECONDS of the signal the process has ended, whatever hangs: what is not given
+    back by then, leases give back by themselves.
+
+    Raises:
+        OrchestratorError: the database can't be used.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _leave)
+    with Orchestrator(settings) as orchestrator:
+        # Its put may interrupt itself; an Event's set, called in a handler, could wait for ever.
+        events: SimpleQueue[int] = SimpleQueue()
+        for number in SIGNALS:
+            signal.signal(number, lambda number, _: events.put(number))
+        stop = threading.Event()
+        threading.Thread(
+            target=_run, args=(orchestrator, stop, events), name="lyricpod", daemon=True
+        ).start()
+        log.info("the loop runs", endpoints=list(orchestrator.health().endpoints))
+        ended_by = events.get()
+        _end_in_time(settings.shutdown_seconds)
+        log.info("the loop ends", signal=signal.Signals(ended_by).name if ended_by else None)
+        stop.set()
+        if ended_by:
+            with suppress(Empty):
+                events.get(timeout=settings.shutdown_seconds)
+    return 0 if ended_by else 1
+
+
+def _run(orchestrator: Orchestrator, stop: threading.Event, events: SimpleQueue[int]) -> None:
+    try:
+        orchestrator.run(stop)
+    finally:
+        events.put(0)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Before the loop runs there is nothing to give back."""
+    sys.exit(0)
+
+
+def _end_in_time(seconds: float) -> None:
+    watchdog = threading.Timer(max(0.1, seconds - SPARE_SECONDS), os._exit, (0,))
+    watchdog.daemon = True
+    watchdog.start()
