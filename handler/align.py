@@ -10,12 +10,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from types import ModuleType
 from typing import Any
 
-from handler.audio import SAMPLE_RATE, Pcm, Samples
+from handler.audio import SAMPLE_RATE, Pcm
 from handler.models import Loaded, memory_for
+from handler.silence import out_of_silence, silences
 from handler.transcript import Transcript
 from lyricpod.cancel import Cancel
 from lyricpod.result import Word
@@ -117,7 +118,7 @@ def _align(
 
 
 def refine(transcript: Transcript, pcm: Pcm, *, cancel: Cancel) -> Transcript:
-    """The same words, with times that lay in silence moved out of it.
+    """The same words, times moved out of silence; needs neither stable-ts nor torch.
 
     Raises:
         JobError: `cancelled`.
@@ -135,8 +136,9 @@ def refine(transcript: Transcript, pcm: Pcm, *, cancel: Cancel) -> Transcript:
         if low < high:
             seconds = REFINED_SECONDS + OVERLAP_SECONDS
             audio = pcm.read(stretch, stretch + seconds * SAMPLE_RATE)
+            quiet = silences(audio, MIN_SILENCE) + stretch * 1000 // SAMPLE_RATE
             cuts = [low, *(index for index in firsts if low < index < high), high]
-            words[low:high] = _refined(words, cuts, audio, offset)
+            words[low:high] = out_of_silence(words, cuts, quiet)
     apart = _apart(words)
     return replace(transcript, words=apart, starts=tuple(apart[index].start for index in firsts))
 
@@ -149,27 +151,6 @@ def _apart(words: Iterable[Word]) -> tuple[Word, ...]:
         end = max(start, word.end) if word.end > word.start else start
         apart.append(word.model_copy(update={"start": start, "end": end}))
     return tuple(apart)
-
-
-def _refined(words: list[Word], cuts: list[int], audio: Samples, offset: float) -> list[Word]:
-    """The words between the first and last cut; each cut begins a segment."""
-    segments = [
-        [
-            {"word": word.word, "start": word.start - offset, "end": word.end - offset}
-            for word in words[low:high]
-        ]
-        for low, high in pairwise(cuts)
-    ]
-    result = _stable("result").WhisperResult(segments, force_order=False, check_sorted=False)
-    result.adjust_by_silence(audio, min_silence_dur=MIN_SILENCE, verbose=None)
-    moved = result.all_words()
-    kept = words[cuts[0] : cuts[-1]]
-    if len(moved) != len(kept):
-        return kept
-    return [
-        old.model_copy(update={"start": float(new.start) + offset, "end": float(new.end) + offset})
-        for old, new in zip(kept, moved, strict=True)
-    ]
 
 
 def _stable(module: str) -> Any:

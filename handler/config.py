@@ -30,6 +30,16 @@ class Settings(BaseModel):
         upload_seconds: the deadline for one job's uploads, retries included.
         result_seconds: how long a refused result is posted again before the worker ends.
         auto_terminate: whether to end after each job, where the job doesn't say.
+        youtube_cookies_content: a browser's YouTube cookies in Netscape format.
+        youtube_cookies_b64: the same in base64, where line breaks don't survive.
+        youtube_cookies_content_b64: another name for it.
+        youtube_proxies: URLs, tried in turn; `direct` among them is this machine's own exit.
+        youtube_clients: yt-dlp's player clients, by comma; empty: its own choice.
+        pot_provider_url: where bgutil's PO token provider listens.
+        ssl_cert_file: certificates to trust instead of certifi's, for a proxy that opens TLS.
+        audio_cache: whether audio of YouTube is looked for on Cloudinary, and kept there.
+        audio_cache_mb: the largest file that is kept there, in 10^6 bytes.
+        audio_cache_seconds: how long the worker's end may wait for it to be kept.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -48,6 +58,16 @@ class Settings(BaseModel):
     upload_seconds: float = Field(default=60, gt=0)
     result_seconds: float = Field(default=60, gt=0)
     auto_terminate: bool = False
+    youtube_cookies_content: str = Field(default="", repr=False)
+    youtube_cookies_b64: str = Field(default="", repr=False)
+    youtube_cookies_content_b64: str = Field(default="", repr=False)
+    youtube_proxies: str = Field(default="", repr=False)
+    youtube_clients: str = Field(default="", pattern=r"^[A-Za-z0-9_,\- ]*$")
+    pot_provider_url: str = Field(default="", repr=False)
+    ssl_cert_file: str = ""
+    audio_cache: bool = True
+    audio_cache_mb: float = Field(default=100, gt=0)
+    audio_cache_seconds: float = Field(default=20, ge=0)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:

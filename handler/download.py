@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import socket
+import errno
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
+from handler.addresses import Sockets
+from handler.sniff import HEAD_BYTES, no_media
 from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
 
@@ -20,6 +23,10 @@ CONNECT_SECONDS = 15.0
 READ_SECONDS = 30.0  # silence on an open connection
 CHUNK = 1 << 16
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+MAX_STANDSTILLS = 2  # broken connections in a row that brought nothing new
+PAUSE = 0.5  # seconds before a broken download goes on; doubles
+LONGEST_PAUSE = 8.0
 
 OnBytes = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
 
@@ -36,20 +43,21 @@ def download(
 ) -> None:
     """Stream `url` into `target`; a cancel ends it at once, wherever it waits.
 
+    A connection that breaks is taken up again where it stopped, if the server can.
+
     Args:
         max_bytes: a larger body is refused, by its announced size or as it comes.
-        seconds: the deadline for everything, redirects included.
+        seconds: the deadline for everything, redirects and new tries included.
         private: whether private, loopback and other internal addresses may be reached.
 
     Raises:
         JobError: `source_not_found`, `source_unavailable`, `source_blocked`,
-            `source_too_large`, `network`, `invalid_input`, `cancelled`.
+            `source_too_large`, `source_not_audio`, `network`, `invalid_input`, `cancelled`.
     """
-    sockets = _Sockets(private)
+    sockets = Sockets(private)
+    work = _Download(url, target, max_bytes, sockets, on_bytes)
     try:
-        asyncio.run(
-            _cancellable(_stream(url, target, max_bytes, sockets, on_bytes), seconds, cancel)
-        )
+        asyncio.run(_cancellable(work.run(), seconds, cancel))
     except asyncio.CancelledError:
         cancel.check()
         raise
@@ -65,7 +73,7 @@ def download(
     except (aiohttp.ClientError, OSError) as error:
         if sockets.refused:
             raise _internal(url) from error
-        raise _network(url, str(error) or type(error).__name__) from error
+        raise _network(url, _why(error)) from error
 
 
 async def _cancellable(work: Any, seconds: float, cancel: Cancel) -> None:
@@ -79,46 +87,119 @@ async def _cancellable(work: Any, seconds: float, cancel: Cancel) -> None:
             await task
 
 
-async def _stream(
-    url: str, target: Path, max_bytes: int, sockets: _Sockets, on_bytes: OnBytes
-) -> None:
-    timeout = aiohttp.ClientTimeout(
-        total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS
-    )
-    connector = aiohttp.TCPConnector(socket_factory=sockets)
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
-    ) as session:
+@dataclass
+class _Download:
+    """One download, over as many connections as it takes."""
+
+    url: str
+    target: Path
+    max_bytes: int
+    sockets: Sockets
+    on_bytes: OnBytes
+    done: int = 0
+    total: int | None = None
+    validator: str = ""  # the file's ETag or date: only the same file may be gone on with
+
+    async def run(self) -> None:
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS
+        )
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(socket_factory=self.sockets),
+            timeout=timeout,
+            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "identity"},  # ranges and sizes are those of the file
+        ) as session:
+            await self._until_whole(session)
+        if self.done == 0:
+            raise JobError(
+                ErrorCode.SOURCE_NOT_AUDIO,
+                f"{display(self.url)} is empty",
+                hint="check that the link leads to the audio file itself",
+            )
+
+    async def _until_whole(self, session: aiohttp.ClientSession) -> None:
+        standstills, pause = 0, PAUSE
+        while True:
+            before = self.done
+            try:
+                return await self._once(session)
+            except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, OSError) as error:
+                # A fault before the first byte may be a refused connection: said at once.
+                if self.sockets.refused or not (before or self.done) or _is_disk(error):
+                    raise
+                standstills = 0 if self.done > before else standstills + 1
+                if standstills >= MAX_STANDSTILLS:
+                    raise aiohttp.ClientError(f"it broke off at {self.done} bytes") from error
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_PAUSE, pause * 2)
+
+    async def _once(self, session: aiohttp.ClientSession) -> None:
+        url = self.url
         for _ in range(MAX_REDIRECTS + 1):
-            async with session.get(_checked(url), allow_redirects=False) as response:
+            async with session.get(
+                _checked(url), headers=self._range(), allow_redirects=False
+            ) as response:
                 if response.status in REDIRECTS and "Location" in response.headers:
                     url = urljoin(url, response.headers["Location"])
                     continue
+                if response.status == 416 and self.total in (None, self.done):
+                    return  # nothing is missing
                 _accept(response.status, url)
-                await _save(response, target, max_bytes, on_bytes)
+                await self._save(response)
                 return
-    raise _network(url, f"more than {MAX_REDIRECTS} redirects")
+        raise _network(self.url, f"more than {MAX_REDIRECTS} redirects")
+
+    def _range(self) -> dict[str, str]:
+        if not (self.done and self.validator):
+            return {}
+        return {"Range": f"bytes={self.done}-", "If-Range": self.validator}
+
+    async def _save(self, response: aiohttp.ClientResponse) -> None:
+        self._place(response)
+        with self.target.open("r+b" if self.done else "wb") as file:
+            file.seek(self.done)
+            file.truncate()
+            async for chunk in response.content.iter_chunked(CHUNK):
+                if self.done < HEAD_BYTES <= self.done + len(chunk):
+                    self._sniff(file, chunk)
+                self.done += len(chunk)
+                if self.done > self.max_bytes:
+                    raise too_large(self.max_bytes)
+                file.write(chunk)
+                self.on_bytes(self.done, self.total)
+        if self.done < HEAD_BYTES:
+            _refuse_other(self.target.read_bytes(), self.url)
+
+    def _place(self, response: aiohttp.ClientResponse) -> None:
+        """Where in the file this answer belongs, and how long the file is."""
+        given = RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if response.status == 206 and given and int(given[1]) == self.done:
+            self.total = int(given[2]) if given[2].isdigit() else self.total
+        else:
+            self.done = 0  # the whole file anew
+            self.total = response.content_length
+        etag = response.headers.get("ETag", "")
+        weak = etag.startswith("W/")  # a weak one does not vouch for the bytes
+        self.validator = etag if etag and not weak else response.headers.get("Last-Modified", "")
+        if self.total is not None and self.total > self.max_bytes:
+            raise too_large(self.max_bytes)
+
+    def _sniff(self, file: Any, chunk: bytes) -> None:
+        file.flush()
+        with self.target.open("rb") as written:
+            head = written.read(HEAD_BYTES)
+        _refuse_other((head + chunk)[:HEAD_BYTES], self.url)
 
 
-async def _save(
-    response: aiohttp.ClientResponse, target: Path, max_bytes: int, on_bytes: OnBytes
-) -> None:
-    total = response.content_length
-    if total is not None and total > max_bytes:
-        raise too_large(max_bytes)
-    done = 0
-    with target.open("wb") as file:
-        async for chunk in response.content.iter_chunked(CHUNK):
-            done += len(chunk)
-            if done > max_bytes:
-                raise too_large(max_bytes)
-            file.write(chunk)
-            on_bytes(done, total)
-    if done == 0:
+def _refuse_other(head: bytes, url: str) -> None:
+    what = no_media(head)
+    if what:
         raise JobError(
             ErrorCode.SOURCE_NOT_AUDIO,
-            f"{display(str(response.url))} is empty",
-            hint="check that the link leads to the audio file itself",
+            f"{display(url)} leads to {what}, not to an audio file",
+            hint="give the link of the audio file itself; a YouTube page goes into youtube_url",
         )
 
 
@@ -137,7 +218,7 @@ def _checked(url: str) -> str:
 
 
 def _accept(status: int, url: str) -> None:
-    if status == 200:
+    if status in (200, 206):
         return
     what = f"{display(url)} answered {status}"
     if status in (404, 410):
@@ -151,40 +232,6 @@ def _accept(status: int, url: str) -> None:
     )
 
 
-class _Sockets:
-    """Makes the sockets of a download: the one place that every connection passes.
-
-    Names, redirects, odd spellings and names that resolve differently the second time all
-    end in the address that is connected to, and that is what is looked at here.
-    """
-
-    def __init__(self, private: bool) -> None:
-        self._private = private
-        self.refused = False
-
-    def __call__(self, address: Any) -> socket.socket:
-        family, kind, protocol, _, where = address
-        if not (self._private or is_public(where[0])):
-            self.refused = True
-            raise OSError("an internal address")
-        return socket.socket(family, kind, protocol)
-
-
-def is_public(host: str) -> bool:
-    """Whether an IP address is one of the public internet's."""
-    try:
-        ip = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(ip, ipaddress.IPv6Address):
-        low = int(ip) & 0xFFFFFFFF
-        if ip.ipv4_mapped or int(ip) >> 32 in (0, 0x0064FF9B << 64):  # mapped, compatible, NAT64
-            return is_public(str(ipaddress.IPv4Address(low)))
-        if ip.sixtofour or ip.teredo or ip.is_site_local:
-            return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
-
-
 def display(url: str) -> str:
     """A URL fit for a message: without user, password, query and fragment, and not endless."""
     try:
@@ -192,7 +239,8 @@ def display(url: str) -> str:
         host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
     except ValueError:
         return "the link"
-    return f"{parts.scheme}://{host}{parts.path}"[:200]
+    shown = f"{parts.scheme}://{host}{parts.path}"[:200]
+    return "".join(c if c.isprintable() else "?" for c in shown)
 
 
 def too_large(max_bytes: int) -> JobError:
@@ -216,3 +264,13 @@ def _network(url: str, why: str) -> JobError:
     return JobError(
         ErrorCode.NETWORK, f"{display(url)} can't be downloaded: {why}", hint="try again later"
     )
+
+
+def _is_disk(error: Exception) -> bool:
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _why(error: Exception) -> str:
+    """The fault without the links that aiohttp's texts hold, whose queries may be secret."""
+    text = re.sub(r"\b\w+://\S+", "its link", str(error))
+    return text[:200] or type(error).__name__

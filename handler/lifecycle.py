@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -36,12 +37,22 @@ class Lifecycle:
         config: the very dict that is given to `runpod.serverless.start`.
         result_seconds: how long a result that is refused is posted again.
         serving: False in local runs, where nothing is terminated but the run itself.
+        before_end: called when the result has landed, just before the process ends; it must
+            keep its own deadline.
     """
 
-    def __init__(self, config: dict[str, Any], result_seconds: float, *, serving: bool) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        result_seconds: float,
+        *,
+        serving: bool,
+        before_end: Callable[[], None] = lambda: None,
+    ) -> None:
         self._config = config
         self._result_seconds = result_seconds
         self._serving = serving
+        self._before_end = before_end
         self._ending = False
         self._delivered = True
 
@@ -101,6 +112,7 @@ class Lifecycle:
         jobs = JobsProgress()
         while jobs.get_job_count():
             time.sleep(POLL_SECONDS)
+        self._before_end()
         for child in multiprocessing.active_children():  # the SDK's heartbeat
             child.kill()
             child.join(REAP_SECONDS)

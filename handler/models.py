@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from handler.config import MODELS, Settings
+from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
 
 NANO = "nano"
@@ -37,28 +39,85 @@ class Loaded:
 
 
 class Models:
-    """The worker's models: the configured one stays, and at most one other beside it."""
+    """The worker's models: the configured one stays, and at most one other beside it.
+
+    Each is loaded in a thread of its own, one at a time, so that a cancelled job need not
+    wait: the load goes on for the next one.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the two below
         self._loaded: dict[str, Loaded] = {}
+        self._loading: dict[str, Future[Loaded]] = {}
+        self._turn = threading.Lock()
 
-    def get(self, name: str | None) -> Loaded:
+    def get(
+        self,
+        name: str | None,
+        cancel: Cancel | None = None,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> Loaded:
         """The model a job asks for, loaded if need be; None is the configured one.
 
+        Args:
+            on_wait: called if it is not there yet.
+
         Raises:
-            JobError: `model_unavailable` or `out_of_memory`.
+            JobError: `model_unavailable`, `out_of_memory` or, at once, `cancelled`.
         """
+        device = self.device()
+        default = self._settings.model or (GPU_MODEL if device == "cuda" else CPU_MODEL)
+        wanted = name or default
         with self._lock:
-            device = self.device()
-            default = self._settings.model or (GPU_MODEL if device == "cuda" else CPU_MODEL)
-            wanted = name or default
-            if wanted not in self._loaded:
-                if wanted != default:  # memory for one visitor, not for all that ever came
+            if wanted in self._loaded:
+                return self._loaded[wanted]
+            loading = self._loading.get(wanted) or self._begin(wanted, default, device)
+        on_wait()
+        try:
+            return _waited(loading, cancel or Cancel())
+        except JobError:
+            if wanted != default:  # nobody else waits for it: if it hasn't begun, it needn't
+                self._drop(wanted, loading)
+            raise
+
+    def import_engine(self) -> None:
+        """Import all that loading the configured model takes."""
+        import faster_whisper  # noqa: F401
+
+        if self._settings.model != NANO and not Path(self._settings.model or "?").is_dir():
+            from huggingface_hub import snapshot_download  # noqa: F401  # imported when named
+
+    def _begin(self, wanted: str, default: str, device: str) -> Future[Loaded]:
+        loading = self._loading[wanted] = Future()
+        arguments = (loading, wanted, default, device)
+        # A daemon: a download that goes on for minutes must not hold the process.
+        threading.Thread(target=self._fill, args=arguments, name="load", daemon=True).start()
+        return loading
+
+    def _drop(self, wanted: str, loading: Future[Loaded]) -> None:
+        with self._lock:
+            if loading.cancel() and self._loading.get(wanted) is loading:
+                del self._loading[wanted]
+
+    def _fill(self, loading: Future[Loaded], wanted: str, default: str, device: str) -> None:
+        with self._turn:
+            if not loading.set_running_or_notify_cancel():
+                return
+            if wanted != default:  # memory for one visitor, not for all that ever came
+                with self._lock:
                     self._loaded = {k: v for k, v in self._loaded.items() if k == default}
-                self._loaded[wanted] = self._load(wanted, device, trusted=wanted == default)
-            return self._loaded[wanted]
+            try:
+                loaded = self._load(wanted, device, trusted=wanted == default)
+            except BaseException as error:  # noqa: BLE001 - carried to the thread that waits
+                with self._lock:
+                    del self._loading[wanted]  # the next job tries again
+                loading.set_exception(error)
+                return
+            with self._lock:
+                del self._loading[wanted]
+                self._loaded[wanted] = loaded
+            loading.set_result(loaded)
 
     def device(self) -> str:
         """`cuda` or `cpu`, by DEVICE and by what is there."""
@@ -88,6 +147,16 @@ class Models:
                 hint="check MODEL, DEVICE and COMPUTE_TYPE; a GPU needs libcublas.so.12",
             ) from error
         return Loaded(name, whisper, device, compute)
+
+
+def _waited(loading: Future[Loaded], cancel: Cancel) -> Loaded:
+    """The model once it is loaded, or `cancelled` as soon as the job is."""
+    over = threading.Event()
+    loading.add_done_callback(lambda done: over.set())
+    with cancel.interrupting(over.set):
+        over.wait()
+    cancel.check()
+    return loading.result()
 
 
 def find(name: str, *, trusted: bool) -> str:

@@ -16,7 +16,9 @@ import structlog
 from handler import align
 from handler.acquire import Source, acquire
 from handler.audio import Pcm, decode
+from handler.cache import AudioCache
 from handler.config import Settings
+from handler.decoder import Decoder
 from handler.models import NANO, Loaded, Models
 from handler.transcribe import transcribe
 from handler.transcript import Transcript
@@ -71,6 +73,7 @@ class Pipeline:
     models: Models
     storage: Storage | None
     reuse: bool = True  # answer a repeated job from its durable copy
+    cache: AudioCache | None = None  # of YouTube's sound
 
     def run(self, parsed: Parsed, *, cancel: Cancel, report: Report) -> JobResult:
         """Do one job, start to end; no file of it is left.
@@ -82,19 +85,27 @@ class Pipeline:
         storage = self.storage if request.upload else None
         report(Progress.of(Stage.INITIALIZATION, 0, "Starting"))
         if self.reuse and storage:
-            kept = storage.find(request.job_id, request.fingerprint, cancel)
+            kept = _kept(storage, request, cancel)
             if kept:
                 log.info("answered from the durable copy", url=kept.result_url)
                 return kept
-        with tempfile.TemporaryDirectory(prefix="lyricpod-") as folder:
-            result = self._make(parsed, Path(folder), cancel, report)
+        # The decoder starts while the source is still on its way.
+        with tempfile.TemporaryDirectory(prefix="lyricpod-") as folder, Decoder() as decoder:
+            result = self._make(parsed, Path(folder), decoder, cancel, report)
         return self._publish(result, storage, cancel, report)
 
-    def _make(self, parsed: Parsed, folder: Path, cancel: Cancel, report: Report) -> JobResult:
+    def _make(
+        self, parsed: Parsed, folder: Path, decoder: Decoder, cancel: Cancel, report: Report
+    ) -> JobResult:
         request, clock = parsed.request, _Clock()
         with clock.stage("acquire", Stage.DOWNLOAD):
             source = acquire(
-                request, folder, self.settings, cancel=cancel, on_bytes=_bytes_to(report)
+                request,
+                folder,
+                self.settings,
+                cancel=cancel,
+                on_bytes=_bytes_to(report),
+                cache=self.cache,
             )
         with clock.stage("decode", Stage.DOWNLOAD):
             pcm = decode(
@@ -102,9 +113,10 @@ class Pipeline:
                 folder / "audio.pcm",
                 max_seconds=self.settings.max_audio_seconds,
                 cancel=cancel,
+                decoder=decoder,
             )
         with clock.stage("model", Stage.TRANSCRIPTION):
-            model = self.models.get(request.model)
+            model = self.models.get(request.model, cancel, on_wait=_waiting_to(report))
         if _aligns(request):
             with clock.stage("align", Stage.ALIGNMENT):
                 transcript = align.align(
@@ -125,7 +137,7 @@ class Pipeline:
                     cancel=cancel,
                     on_words=_words_to(report, pcm.seconds),
                 )
-        if align.available() and not _aligns(request):
+        if not _aligns(request):
             with clock.stage("align", Stage.ALIGNMENT):
                 transcript = align.refine(transcript, pcm, cancel=cancel)
         with clock.stage("layout", Stage.FINALIZATION):
@@ -150,8 +162,25 @@ class Pipeline:
                 raise error.at(Stage.FINALIZATION.value) from None
             log.error("upload failed", error=str(error))
             return _warned(result, f"{error.message}; the words are in this answer alone")
+        except Exception as error:
+            cancel.check()
+            log.error("upload failed", exc_info=True)
+            what = f"the result was not uploaded: unforeseen {type(error).__name__}"
+            return _warned(result, f"{what}; the words are in this answer alone")
         log.info("result kept", url=published.result_url, seconds=time.monotonic() - before)
         return published
+
+
+def _kept(storage: Storage, request: JobRequest, cancel: Cancel) -> JobResult | None:
+    """The job's durable copy; a fault in looking for it means that there is none."""
+    try:
+        return storage.find(request.job_id, request.fingerprint, cancel)
+    except JobError:
+        raise
+    except Exception:
+        cancel.check()
+        log.error("the look for a durable copy failed", exc_info=True)
+        return None
 
 
 def _result(
@@ -175,6 +204,9 @@ def _result(
         duration=round(pcm.seconds, 3),
         title=source.title,
         video_id=source.video_id,
+        artist=source.artist,
+        track=source.track,
+        source=source.origin,
         model=model.name,
         timings=clock.timings(),
         warnings=tuple(_warnings(parsed, model, transcript)),
@@ -241,6 +273,10 @@ def _bytes_to(report: Report) -> Callable[[int, int | None], None]:
         report(Progress.of(Stage.DOWNLOAD, fraction, f"Downloading, {done / 1e6:.1f} MB"))
 
     return on_bytes
+
+
+def _waiting_to(report: Report) -> Callable[[], None]:
+    return lambda: report(Progress.of(Stage.TRANSCRIPTION, 0, "Loading the model"))
 
 
 def _words_to(report: Report, seconds: float) -> Callable[[float, tuple[Word, ...]], Any]:

@@ -12,10 +12,13 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 
+from handler import arguments
 from handler import log as logging
+from handler.arguments import Mode
 from handler.config import Settings
 from lyricpod.cancel import Cancel
 from lyricpod.errors import ConfigError, ErrorCode, JobError
@@ -29,35 +32,37 @@ log = structlog.get_logger()
 
 
 def main() -> None:
-    """Run the worker: on RunPod, or once for `--test_input` or test_input.json."""
+    """Run the worker: on RunPod, or once for `--test_input` or test_input.json.
+
+    Exits with 2 where the command line names no job, and with 1 where a local job failed.
+    """
     env = os.environ
-    test_input = "--test_input" in " ".join(sys.argv)
-    serving = "RUNPOD_WEBHOOK_GET_JOB" in env and not test_input
-    # The SDK's own API is open to whoever reaches its port: no file of this machine for them.
-    trusted = not serving and "--rp_serve_api" not in sys.argv
-    # The SDK's default, DEBUG, logs every result; at INFO a local run prints the result.
-    env.setdefault("RUNPOD_LOG_LEVEL", "INFO" if serving else "WARN")
+    try:
+        mode = arguments.mode(sys.argv[1:], env)
+    except arguments.UsageError as error:
+        sys.stderr.write(f"lyricpod: {error}\n")
+        sys.exit(2)
+    # The SDK's default, DEBUG, logs every result; of a local run the worker itself tells all.
+    env.setdefault("RUNPOD_LOG_LEVEL", "NOTSET" if mode is Mode.LOCAL else "INFO")
     env.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.configure(env)
     try:
         settings = Settings.from_env(env)
-        worker = Worker(settings.for_test_input() if trusted else settings, env, serving=serving)
+        # The SDK's own API is open to whoever reaches its port: no file of this machine for them.
+        worker = Worker(settings.for_test_input() if mode is Mode.LOCAL else settings, env, mode)
     except ConfigError as error:
         sys.exit(f"lyricpod: {error}")
     worker.run()
 
 
 class Worker:
-    """One process: takes jobs from the SDK, one at a time, and answers each.
+    """One process: takes jobs from the SDK, one at a time, and answers each."""
 
-    Args:
-        serving: whether jobs come from RunPod; otherwise one local job is run.
-    """
-
-    def __init__(self, settings: Settings, env: Mapping[str, str], *, serving: bool) -> None:
+    def __init__(self, settings: Settings, env: Mapping[str, str], mode: Mode) -> None:
         self._settings = settings
         self._env = env
-        self._serving = serving
+        self._mode = mode
+        self._serving = mode is Mode.SERVING
         self._config: dict[str, Any] = {"handler": self.handle}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="job")
         self._pipeline: Future[Any] = Future()
@@ -65,13 +70,17 @@ class Worker:
 
     def run(self) -> None:
         """Load the model while the SDK is imported, then serve until told to end."""
+        threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
+        from handler import sdk
+
+        serverless = sdk.serverless()
         from handler.lifecycle import Lifecycle
 
-        threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
-        import runpod.serverless
-
         self._lifecycle = Lifecycle(
-            self._config, self._settings.result_seconds, serving=self._serving
+            self._config,
+            self._settings.result_seconds,
+            serving=self._serving,
+            before_end=self._settle,
         )
         if self._serving:
             self._lifecycle.insist_on_results()
@@ -79,12 +88,13 @@ class Worker:
         self._imported.wait()
         if self._pipeline.done() and (fault := self._pipeline.exception()):
             sys.exit(f"lyricpod: the worker can't start: {fault}")
-        runpod.serverless.start(self._config)
+        serverless.start(self._config)
 
     def _prepare(self) -> None:
         """Import the engine, build the pipeline and load the default model."""
         started = time.monotonic()
         try:
+            from handler.cache import audio_cache
             from handler.models import Models
             from handler.pipeline import Pipeline
             from lyricpod.storage import storage
@@ -98,8 +108,9 @@ class Worker:
                     self._settings.upload_seconds,
                 ),
                 reuse=self._serving,
+                cache=audio_cache(self._settings),
             )
-            import faster_whisper  # noqa: F401  # the imports that the first job would wait for
+            pipeline.models.import_engine()  # which the first job would wait for
         except Exception as error:  # noqa: BLE001 - carried to the thread that waits
             self._pipeline.set_exception(error)
             log.error("the worker can't start", error=str(error))
@@ -108,13 +119,29 @@ class Worker:
             self._pipeline.set_result(pipeline)
         finally:
             self._imported.set()
-        if self._serving:
+        if self._mode is not Mode.LOCAL:
             try:
                 loaded = pipeline.models.get(None)
                 seconds = round(time.monotonic() - started, 2)
                 log.info("model ready", model=loaded.name, device=loaded.device, seconds=seconds)
             except JobError as error:  # each job that needs it tries again and says so
                 log.error("model not ready", error=str(error))
+            self._announce_youtube()
+
+    def _announce_youtube(self) -> None:
+        from handler import youtube
+
+        try:
+            youtube.announce(self._settings)
+        except OSError as error:
+            log.error("yt-dlp can't be looked at", error=error.strerror)
+
+    def _settle(self) -> None:
+        """Before the process ends: give what is being kept in the audio cache a moment."""
+        ready = self._pipeline.done() and not self._pipeline.exception()
+        cache = self._pipeline.result().cache if ready else None
+        if cache and not cache.settle(self._settings.audio_cache_seconds):
+            log.warning("audio is not kept: the worker ends", audio_cache=False)
 
     async def handle(self, job: dict[str, Any]) -> dict[str, Any]:
         """What the SDK calls with each job: answers with a result or `error`, never raises.
@@ -151,12 +178,11 @@ class Worker:
             result = self._pipeline.result().run(parsed, cancel=cancel, report=reporter.report)
             answer_ = answer(result)
             log.info("job done", words=len(result.words or ()), seconds=_total(result))
-            if not self._serving:
+            if self._mode is Mode.LOCAL:
                 show(result)
             return answer_
         except JobError as error:
-            log.warning("job failed", code=error.code.value, error=error.message, stage=error.stage)
-            return {"error": error.to_json()}
+            return self._failed(error)
         except Exception:  # the worker's one boundary: whatever it is, the job gets an answer
             fault = secrets.token_hex(4)
             log.exception("unforeseen fault", fault=fault)
@@ -165,7 +191,14 @@ class Worker:
                 f"the worker met a fault it did not foresee (fault {fault})",
                 hint=f"look for {fault} in the worker's log",
             )
-            return {"error": unforeseen.to_json()}
+            return self._failed(unforeseen)
+
+    def _failed(self, error: JobError) -> dict[str, Any]:
+        if self._mode is Mode.LOCAL:  # the SDK then exits with 1
+            sys.stderr.write(f"lyricpod: {error}\n")
+        else:
+            log.warning("job failed", code=error.code.value, error=error.message, stage=error.stage)
+        return {"error": error.to_json()}
 
 
 class _Context:
@@ -233,12 +266,27 @@ def show(result: JobResult) -> None:
 
 def _shown(request: Any) -> dict[str, Any]:
     """A request fit for a log line: no audio, no lyrics, no query strings."""
-    from handler.download import display
-
     kind, value = request.source
-    source = "inline" if kind == "audio_base64" else display(value)
     chosen = {k: getattr(request, k) for k in ("language", "model", "task", "beam_size", "vad")}
-    return {"kind": kind, "source": source, **chosen}
+    return {"kind": kind, "source": _named(kind, value), **chosen}
+
+
+def _named(kind: str, value: str) -> str:
+    from handler.download import display
+    from handler.video import video_id
+
+    if kind == "audio_base64":
+        return "inline"
+    try:
+        if kind == "youtube_url":
+            return f"youtu.be/{video_id(value)}"
+        scheme = urlsplit(value).scheme
+    except (JobError, ValueError):  # the job is refused for it
+        return "no usable link"
+    if scheme in ("http", "https"):
+        return display(value)
+    # A path as it is; but a link without its scheme looks like one, and its query may be secret.
+    return value.partition("?")[0][:200] if scheme in ("", "file") else f"{scheme}:"
 
 
 def _total(result: JobResult) -> float | None:

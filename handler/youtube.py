@@ -1,38 +1,30 @@
-"""A YouTube link -> its audio on disk. The only import of yt-dlp; its errors become ours."""
+"""A YouTube link -> its audio on disk, through yt-dlp; its errors become ours."""
 
 from __future__ import annotations
 
-import re
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
+import structlog
+
+from handler.config import Settings
+from handler.cookies import Cookies, CookieState, cookies
+from handler.refusals import COOKIE_HINTS, RUNTIME_HINT, Exit, Kind, clean, kind_of, refusal
+from handler.video import video_id, watch_url
+from handler.ytdlp import YtDlp, check
 from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
 
-VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{11}")
-HOSTS = frozenset({"youtube.com", "youtube-nocookie.com", "youtu.be"})
-PREFIXES = ("www.", "m.", "music.")
-SOCKET_SECONDS = 20.0
-
-# What YouTube's refusals mean, by what yt-dlp reports of them. The bot check comes
-# first: its text ("Sign in to confirm you're not a bot") resembles the age gate's.
-REFUSALS: tuple[tuple[str, ErrorCode], ...] = (
-    (r"not a bot|HTTP Error 429|HTTP Error 403|rate.?limit", ErrorCode.SOURCE_BLOCKED),
-    (
-        r"private|unavailable|removed|terminated|members|\bage\b|country|\blive\b|premiere|copyright",
-        ErrorCode.SOURCE_UNAVAILABLE,
-    ),
-    (r"HTTP Error 404|does not exist|Incomplete YouTube ID", ErrorCode.SOURCE_NOT_FOUND),
-)
-HINTS = {
-    ErrorCode.SOURCE_BLOCKED: "give the worker cookies or another route; asking again won't help",
-    ErrorCode.SOURCE_UNAVAILABLE: "the video can't be had without signing in; use another one",
-    ErrorCode.SOURCE_NOT_FOUND: "check the link",
-    ErrorCode.NETWORK: "try again later",
-}
+DIRECT = "direct"  # among the proxies: this machine's own exit
+TRIES = 2  # per exit, and only where the network failed: a block is never asked twice
+PAUSE = 1.0  # seconds before the second
+MAX_NAME = 500  # characters of a title or an artist
+OnBytes = Callable[[int, int | None], None]
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -41,102 +33,249 @@ class Video:
 
     path: Path
     video_id: str
-    title: str | None
+    title: str | None = None
+    artist: str | None = None
+    track: str | None = None
+    language: str | None = None
+    duration: float | None = None
+    format: str | None = None
+    version: str | None = None
+    runtime: str | None = None
 
 
-def video_id(url: str) -> str:
-    """The video's id, out of every form a YouTube link has.
-
-    Raises:
-        JobError: `invalid_input`, if it is no link to one video.
-    """
-    parts = urlsplit(url)
-    host = (parts.hostname or "").lower()
-    for prefix in PREFIXES:
-        host = host.removeprefix(prefix)
-    path = [part for part in parts.path.split("/") if part]
-    if host == "youtu.be":
-        candidate = path[0] if path else ""
-    elif path[:1] == ["watch"]:
-        candidate = parse_qs(parts.query).get("v", [""])[0]
-    elif len(path) >= 2 and path[0] in ("shorts", "live", "embed", "v"):
-        candidate = path[1]
-    else:
-        candidate = ""
-    if host not in HOSTS or not VIDEO_ID.fullmatch(candidate):
-        raise JobError(
-            ErrorCode.INVALID_INPUT,
-            "youtube_url is not a link to one YouTube video",
-            hint="give a watch, youtu.be or shorts link; other sites go into audio_url",
+def announce(settings: Settings) -> None:
+    """Log at start-up what YouTube's jobs will need: yt-dlp, a runtime, cookies that hold."""
+    found = check(settings.ssl_cert_file)
+    if found is None:
+        log.error("yt-dlp can't be started: no YouTube link can be fetched")
+        return
+    log.info("yt-dlp ready", version=found.version, runtime=found.runtime)
+    if found.runtime is None:
+        log.warning("YouTube may refuse this worker", hint=RUNTIME_HINT)
+    state = _jar(settings).state
+    if state in (CookieState.UNREADABLE, CookieState.SIGNED_OUT, CookieState.EXPIRED):
+        log.warning(
+            "the YouTube cookies are of no use", state=state.value, hint=COOKIE_HINTS[state]
         )
-    return candidate
 
 
 def fetch(
     url: str,
     folder: Path,
+    settings: Settings,
     *,
-    max_bytes: int,
-    max_seconds: float,
     cancel: Cancel,
-    on_bytes: Callable[[int, int | None], None] = lambda done, total: None,
+    on_bytes: OnBytes = lambda done, total: None,
+    process: YtDlp | None = None,
 ) -> Video:
     """Download the best audio of a video as it comes, unconverted.
 
+    Each exit of YOUTUBE_PROXIES is tried in turn; one that is blocked is not asked again.
+
+    Args:
+        process: one that was started ahead of time; it is used up.
+
     Raises:
-        JobError: `invalid_input`, `source_*`, `network`, `cancelled`.
+        JobError: `invalid_input`, `source_*`, `network`, `internal`, `cancelled`.
     """
-    import yt_dlp
-
     name = video_id(url)
+    jar = _jar(settings)
+    end = time.monotonic() + settings.download_seconds
+    exits = proxies(settings.youtube_proxies)
+    failures: list[JobError] = []
+    with jar.file() as file:
+        for number, proxy in enumerate(exits):
+            attempt = _Attempt(name, folder, settings, jar, file, proxy, end)
+            try:
+                return attempt.through(cancel, on_bytes, process)
+            except JobError as error:
+                if error.code not in (ErrorCode.SOURCE_BLOCKED, ErrorCode.NETWORK):
+                    raise
+                failures.append(error)
+                log.warning("YouTube refused an exit", exit=number + 1, error=str(error))
+            process = None
+            if time.monotonic() >= end:
+                break
+    raise _worst(failures, len(exits))
 
-    def hook(report: dict[str, Any]) -> None:
+
+def proxies(setting: str) -> list[str]:
+    """The exits in their order; "" is this machine's own."""
+    given = [item for item in setting.replace(",", " ").split() if item]
+    return ["" if item.lower() == DIRECT else item for item in given] or [""]
+
+
+def _jar(settings: Settings) -> Cookies:
+    return cookies(
+        settings.youtube_cookies_content,
+        settings.youtube_cookies_b64 or settings.youtube_cookies_content_b64,
+    )
+
+
+def _worst(failures: list[JobError], exits: int) -> JobError:
+    """The error that says most: a block tells more than an exit that is down."""
+    error = next((e for e in failures if e.code is ErrorCode.SOURCE_BLOCKED), failures[-1])
+    if len(failures) > 1:
+        error.message += f" ({len(failures)} of {exits} exits tried)"
+    return error
+
+
+@dataclass
+class _Attempt:
+    """The tries through one exit, and what yt-dlp said meanwhile."""
+
+    name: str
+    folder: Path
+    settings: Settings
+    jar: Cookies
+    cookie_file: Path | None
+    proxy: str
+    end: float  # monotonic seconds
+    ready: dict[str, Any] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    passing: bool = False  # whether the last fault may pass without another exit
+
+    def through(self, cancel: Cancel, on_bytes: OnBytes, process: YtDlp | None) -> Video:
+        """Try, and once more where the network failed: what has come is gone on with."""
+        for last in (False, True):
+            try:
+                with process or YtDlp(self.settings.ssl_cert_file) as running:
+                    return self._once(running, cancel, on_bytes)
+            except JobError as error:
+                short = time.monotonic() + PAUSE >= self.end
+                if last or short or not self.passing:
+                    raise
+                log.info("trying YouTube again", error=str(error))
+            process = None
+            self.warnings.clear()
+            cancel.wait(PAUSE)
+        raise AssertionError("the last try returns or raises")
+
+    def _once(self, process: YtDlp, cancel: Cancel, on_bytes: OnBytes) -> Video:
+        late = threading.Event()
+
+        def expire() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(max(0.0, self.end - time.monotonic()), expire)
+        timer.daemon = True
+        with cancel.interrupting(process.kill):
+            timer.start()
+            try:
+                process.order(self._order())
+                for event in process.events():
+                    path = self._heard(event, on_bytes)
+                    if path is not None:
+                        return self._video(path)
+            finally:
+                timer.cancel()
         cancel.check()
-        on_bytes(report.get("downloaded_bytes") or 0, report.get("total_bytes"))
+        if late.is_set():
+            raise self._late()
+        raise JobError(
+            ErrorCode.INTERNAL,
+            f"yt-dlp ended without a word while it fetched video {self.name} "
+            f"({process.how_it_ended()})",
+            hint="try again; if it happens each time, give the worker another yt-dlp",
+        )
 
-    options = {
-        "format": "bestaudio/best",
-        "outtmpl": str(folder / "video.%(ext)s"),
-        "max_filesize": max_bytes,
-        "noplaylist": True,
-        "quiet": True,
-        "no_warnings": True,
-        "noprogress": True,
-        "cachedir": False,
-        "socket_timeout": SOCKET_SECONDS,
-        "allowed_extractors": ["youtube"],
-        "progress_hooks": [hook],
-        "match_filter": _not_too_long(max_seconds),
-    }
-    try:
-        with yt_dlp.YoutubeDL(options) as downloader:
-            info = downloader.extract_info(f"https://www.youtube.com/watch?v={name}")
-    except yt_dlp.utils.DownloadError as error:
-        cancel.check()
-        raise _refused(name, str(error.msg or error)) from error
-    path = next((p for p in folder.glob("video.*") if p.suffix != ".part"), None)
-    if path is None:
-        raise JobError(ErrorCode.NETWORK, f"YouTube video {name} gave no file", hint="try again")
-    return Video(path, name, (info or {}).get("title"))
+    def _order(self) -> dict[str, Any]:
+        return {
+            "id": self.name,
+            "url": watch_url(self.name),
+            "folder": str(self.folder),
+            "max_bytes": int(self.settings.max_audio_mb * 1e6),
+            "max_seconds": self.settings.max_audio_seconds,
+            "cookies": str(self.cookie_file) if self.cookie_file else None,
+            "proxy": self.proxy,
+            "clients": self.settings.youtube_clients.replace(",", " ").split(),
+            "pot_provider": self.settings.pot_provider_url,
+            "private": self.settings.allow_private_network,
+        }
 
-
-def _not_too_long(max_seconds: float) -> Callable[..., str | None]:
-    def refuse(info: dict[str, Any], *, incomplete: bool = False) -> str | None:
-        seconds = info.get("duration")
-        if seconds and seconds > max_seconds:
-            raise JobError(
-                ErrorCode.SOURCE_TOO_LONG,
-                f"the video is {seconds:.0f} s long; at most {max_seconds:.0f} s are taken",
-                hint="use a shorter video, or raise MAX_AUDIO_SECONDS on the worker",
-            )
+    def _heard(self, event: dict[str, Any], on_bytes: OnBytes) -> Path | None:
+        match event["event"]:
+            case "ready":
+                self.ready = event
+            case "found":
+                self.found = event
+            case "warning":
+                self._warned(str(event["text"]))
+            case "bytes":
+                on_bytes(int(event["done"]), event["total"])
+            case "refused":
+                raise self._not_wanted(event)
+            case "failed":
+                raise self._failed(event)
+            case "done":
+                return self._checked(event["path"])
         return None
 
-    return refuse
+    def _warned(self, text: str) -> None:
+        self.warnings.append(text)
+        log.debug("yt-dlp warns", text=clean(text, self._secrets()))
+
+    def _checked(self, path: str | None) -> Path:
+        found = Path(path).resolve() if path else None
+        if found is None or not found.is_file() or self.folder.resolve() not in found.parents:
+            raise JobError(
+                ErrorCode.NETWORK,
+                f"YouTube video {self.name} gave no file",
+                hint="try again later",
+            )
+        return found
+
+    def _video(self, path: Path) -> Video:
+        about = {name: _line(self.found.get(name)) for name in ("title", "artist", "track")}
+        return Video(
+            path,
+            self.name,
+            **about,
+            language=_line(self.found.get("language")),
+            duration=self.found.get("duration"),
+            format=_line(self.found.get("format")),
+            version=_line(self.ready.get("version")),
+            runtime=_line(self.ready.get("runtime")),
+        )
+
+    def _not_wanted(self, event: dict[str, Any]) -> JobError:
+        hints = {
+            ErrorCode.SOURCE_TOO_LONG: "use a shorter video, or raise MAX_AUDIO_SECONDS",
+            ErrorCode.SOURCE_TOO_LARGE: "use a shorter video, or raise MAX_AUDIO_MB",
+        }
+        code = ErrorCode(event["code"])
+        hint = hints.get(code, "submit it again later, if it is shown in full then")
+        return JobError(code, f"YouTube video {self.name} {event['reason']}", hint=hint)
+
+    def _failed(self, event: dict[str, Any]) -> JobError:
+        causes = tuple(event["causes"])
+        self.passing = kind_of(str(event["text"]), causes) is Kind.NETWORK
+        return refusal(
+            self.name,
+            str(event["text"]),
+            Exit(self.jar.state, self.ready.get("runtime"), bool(self.proxy)),
+            causes=causes,
+            warnings=tuple(self.warnings),
+            secrets=self._secrets(),
+        )
+
+    def _late(self) -> JobError:
+        return JobError(
+            ErrorCode.NETWORK,
+            f"YouTube video {self.name} was not there within "
+            f"{self.settings.download_seconds:.0f} s",
+            hint="try again later, or raise DOWNLOAD_SECONDS on the worker",
+        )
+
+    def _secrets(self) -> frozenset[str]:
+        user, _, password = self.proxy.partition("://")[2].rpartition("@")[0].partition(":")
+        hidden = {self.proxy, self.settings.pot_provider_url, f"{user}:{password}", user, password}
+        return self.jar.secrets | {text for text in hidden if len(text) > 3}
 
 
-def _refused(name: str, text: str) -> JobError:
-    reason = re.sub(r"\x1b\[[0-9;]*m|^ERROR:\s*|\[youtube\]\s*\S+:\s*", "", text).split("\n")[0]
-    code = next(
-        (code for pattern, code in REFUSALS if re.search(pattern, reason, re.I)), ErrorCode.NETWORK
-    )
-    return JobError(code, f"YouTube video {name}: {reason[:200]}", hint=HINTS[code])
+def _line(value: object) -> str | None:
+    """A foreign text as one line of reasonable length, fit for a result and a log."""
+    text = "".join(c if c.isprintable() else " " for c in str(value)) if value else ""
+    return text.strip()[:MAX_NAME] or None

@@ -52,6 +52,26 @@ class Timings(_Frozen):
     total: float = 0.0
 
 
+class Origin(_Frozen):
+    """Where the sound came from, and what its site said of it.
+
+    Attributes:
+        kind: `youtube`, `cache` (a video's sound kept earlier), `url`, `file` or `inline`.
+        language: the sound's language as the site gives it.
+        duration: seconds, as the site gives it.
+        format: YouTube's number of the format.
+        yt_dlp: its version, which is its date.
+        js_runtime: what ran YouTube's scripts, with its version.
+    """
+
+    kind: str
+    language: str | None = None
+    duration: float | None = None
+    format: str | None = None
+    yt_dlp: str | None = None
+    js_runtime: str | None = None
+
+
 class JobResult(_Frozen):
     """A finished job. `words`, `lines`, `srt` and `plain` come from one timeline.
 
@@ -70,6 +90,9 @@ class JobResult(_Frozen):
     duration: float | None = None
     title: str | None = None
     video_id: str | None = None
+    artist: str | None = None
+    track: str | None = None
+    source: Origin | None = None
     model: str | None = None
     timings: Timings | None = None
     warnings: tuple[str, ...] = ()

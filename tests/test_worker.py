@@ -256,3 +256,52 @@ def test_the_command_line_works_as_typed(jobs: JobServer, tmp_path: Path) -> Non
     assert run.returncode == 0, run.stderr
     assert "0:00" in run.stdout
     assert (tmp_path / "transcriptions/local_test/results.json").as_uri() in run.stdout
+
+
+def test_the_log_names_the_source(jobs: JobServer, start_worker: StartWorker) -> None:
+    """A file is logged by its path, a video by its id, a link without its query."""
+    worker = start_worker(https_proxy="http://127.0.0.1:9")
+    sources = {
+        "file": {"audio_url": "/nowhere/song.mp3"},
+        "video": {"youtube_url": "https://www.youtube.com/watch?v=dQw4w9WgXcQ&list=PL1"},
+        "link": {"audio_url": "http://127.0.0.1:9/a.mp3?token=planted"},
+        "bare": {"audio_url": "example.com/a.mp3?token=planted"},
+    }
+    for job, source in sources.items():
+        jobs.submit(source, job)
+        jobs.wait_result(job)
+    lines = [json.loads(line) for line in worker.log.splitlines() if line.startswith("{")]
+    assert {
+        line["job_id"]: line["request"]["source"]
+        for line in lines
+        if line.get("event") == "job started"
+    } == {
+        "file": "/nowhere/song.mp3",
+        "video": "youtu.be/dQw4w9WgXcQ",
+        "link": "http://127.0.0.1:9/a.mp3",
+        "bare": "example.com/a.mp3",
+    }
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_a_transcription_loads_no_torch(jobs: JobServer, start_worker: StartWorker) -> None:
+    """The engine is in the process after a job, torch is not: its import takes over a second."""
+    worker = start_worker()
+    jobs.wait_result(jobs.submit({"audio_url": VERSE}))
+    maps = Path(f"/proc/{worker.process.pid}/maps").read_text()
+    assert "ctranslate2" in maps
+    assert "torch" not in maps
+
+
+def test_an_upload_that_gets_no_answer_loses_no_words(
+    jobs: JobServer, start_worker: StartWorker, cloudinary: CloudinaryDouble
+) -> None:
+    """With a Cloudinary silent until the deadline, the answer holds the words and a warning."""
+    cloudinary.fail(404, *[("hang", 60)] * 9)  # the first call is the look-up
+    start_worker(CLOUDINARY_URL=cloudinary.cloudinary_url, UPLOAD_SECONDS="1")
+    job = jobs.submit({"audio_url": VERSE})
+    output = jobs.wait_result(job, timeout=20)["output"]
+    assert output["words"]
+    assert output["srt"]
+    assert "resultUrl" not in output
+    assert any("before its deadline" in warning for warning in output["warnings"])
