@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test check format bench clean
 
 help:
-	@echo "make demo    transcribe test_input.json offline and show the lines with their times"
+	@echo "make demo    three jobs from queued rows to finished rows, offline: bars, lines, files"
 	@echo "make test    run all tests"
 	@echo "make check   format, lint, types, layers"
 	@echo "make format  put the code into its format"
@@ -18,21 +18,21 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.worker: pyproject.toml | $(PY)
-	@echo "Installing the worker into $(VENV) (no torch, about a minute) ..."
-	$(PY) -m pip install --quiet --editable '.[worker]'
+	@echo "Installing both halves into $(VENV) (no torch, about a minute) ..."
+	$(PY) -m pip install --quiet --editable '.[worker,local]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(PY)
-	@echo "Installing the worker and the test tools into $(VENV) ..."
-	$(PY) -m pip install --quiet --editable '.[worker,dev]'
+	@echo "Installing both halves and the test tools into $(VENV) ..."
+	$(PY) -m pip install --quiet --editable '.[worker,local,dev]'
 	$(PY) -m pip install --quiet 'torch==2.13.0'
 	# Without its dependencies: it asks for torchaudio, of which it needs the import only.
 	$(PY) -m pip install --quiet --no-deps 'stable-ts-whisperless>=2.19,<3'
 	@touch $@ $(VENV)/.worker
 
 demo: $(VENV)/.worker
-	@echo "Transcribing test_input.json with the nano model, offline ..."
-	$(PY) handler.py
+	@echo "PostgreSQL, a RunPod endpoint and its worker on this machine, offline, nano model ..."
+	$(PY) tools/demo.py
 
 test: $(VENV)/.dev
 	$(PY) -m pytest
@@ -52,4 +52,4 @@ bench: $(VENV)/.dev
 	$(PY) -m bench
 
 clean:
-	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) out .lyricpod/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

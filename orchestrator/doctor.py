@@ -38,6 +38,7 @@ HTTP_SECONDS = 10.0
 CLOCK_SECONDS = 5.0  # clocks of two machines that agree are closer
 SIGNATURE_SECONDS = 3000.0  # Cloudinary takes signatures of the last hour
 CREDIT_HOURS = 24.0  # credit for less than a day is said
+LOOP_HOURS = 24.0 * 7  # RunPod keeps no job for longer
 YT_DLP_DAYS = 90  # YouTube changes faster
 SHOWN = 5  # ids of strange rows in a message
 
@@ -145,7 +146,7 @@ def _contents(url: str) -> Iterator[Finding]:
             store.prepare()
             yield from _clock(store.clock_offset(time.time()))
             yield from _strange(store.strange())
-            yield from _loop(stats.read(pool, 1))
+            yield from _loop(stats.read(pool, LOOP_HOURS))
         except (DatabaseUnavailable, psycopg.Error) as error:
             why = str(error) if isinstance(error, DatabaseUnavailable) else _reason(error, url)
             yield _broken("tables", why, "give the user of DATABASE_URL the right to use them")
@@ -193,7 +194,8 @@ def _loop(seen: stats.Stats) -> Iterator[Finding]:
         processes = "process runs" if seen.replicas == 1 else "processes run"
         yield Finding("loop", Level.OK, f"{seen.replicas} {processes} it")
         return
-    waits = seen.waiting > 0 or seen.oldest_seconds > stats.SILENCE_SECONDS
+    begun = any(route.open for route in seen.routes)
+    waits = begun or seen.waiting > 0 or seen.oldest_seconds > stats.SILENCE_SECONDS
     yield Finding(
         "loop",
         Level.BROKEN if waits else Level.NOTE,

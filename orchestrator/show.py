@@ -146,38 +146,48 @@ def rows(found: Sequence[JobRow]) -> Table:
 
 
 def figures(stats: Stats) -> list[Text | Table]:
-    """The figures of `stats`."""
+    """The figures of `stats`, a column for each route."""
     head = (
         f"last {stats.hours:g} h: {stats.completed} completed, {stats.failed} failed, "
-        f"{stats.cancelled} cancelled, {stats.processing} in work, {stats.queued} queued\n"
-        f"success {_share(stats.success_rate)}   time {_spread(stats.total)}   "
-        f"cost {_usd(stats.cost_usd)}   processes that run the loop: {stats.replicas}"
+        f"{stats.cancelled} cancelled, {stats.processing} in work, {stats.queued} queued",
+        f"success {_share(stats.success_rate)}, cost {_usd(stats.cost_usd)}, "
+        f"seconds from arrival to result {_spread(stats.total)}",
+        f"processes that run the loop: {stats.replicas}",
     )
-    table = _table(
-        "route", "sent", "ok", "failed", "cancelled", "open", "success",
-        "total", "in queue", "in work", "cost",
-    )  # fmt: skip
-    for route in stats.routes:
-        table.add_row(*_route(route))
-    shown: list[Text | Table] = [text_lines(head)]
+    shown: list[Text | Table] = [Text("\n").join([text(line) for line in head])]
     if stats.routes:
-        shown += [Text("seconds: half / nine of ten / 99 of 100 took at most", "dim"), table]
+        shown += [Text(""), _routes(stats.routes)]
+        shown.append(Text("seconds: what half, nine of ten and 99 of 100 took at most", "dim"))
     if stats.errors:
         reasons = ", ".join(f"{code} {count}" for code, count in stats.errors)
-        shown.append(text(f"failed sendings: {reasons}"))
+        shown.append(text(f"why sendings failed: {reasons}"))
     return shown
 
 
-def findings(found: Iterable[Finding]) -> Text:
+def _routes(routes: Sequence[Route]) -> Table:
+    table = _table("route", *(text(route.endpoint).plain for route in routes))
+    counts = ("attempts", "completed", "failed", "cancelled", "open")
+    for name in counts:
+        table.add_row(name, *(str(getattr(route, name)) for route in routes))
+    table.add_row("success", *(_share(route.success_rate) for route in routes))
+    for name, label in (("total", "seconds"), ("delay", "in queue"), ("execution", "in work")):
+        table.add_row(label, *(_spread(getattr(route, name)) for route in routes))
+    costs = (_usd(route.cost_usd) + (" and unpriced" * (route.unpriced > 0)) for route in routes)
+    table.add_row("cost", *costs)
+    return table
+
+
+def findings(found: Iterable[Finding]) -> Table:
     """What `doctor` found, each with its remedy."""
-    said = []
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name in ("level", "check", "message"):
+        table.add_column(name, overflow="fold", no_wrap=name != "message")
     for finding in found:
-        level = Text(f"{finding.level:<8}", COLOURS[finding.level])
-        line = level + Text(f"{finding.check:<15}") + text(finding.message)
+        message = text(finding.message)
         if finding.remedy:
-            line += Text("\n" + " " * 23 + "-> ") + text(finding.remedy)
-        said.append(line)
-    return Text("\n").join(said)
+            message = Text.assemble(message, "\n-> ", text(finding.remedy))
+        table.add_row(text(finding.level, COLOURS[finding.level]), text(finding.check), message)
+    return table
 
 
 def outcomes(found: Sequence[tuple[JobProgress, JobResult, JobRow]]) -> Table:
@@ -196,25 +206,8 @@ def outcomes(found: Sequence[tuple[JobProgress, JobResult, JobRow]]) -> Table:
     return table
 
 
-def text_lines(value: str) -> Text:
-    """Our own text of several lines."""
-    return Text("\n").join([text(line) for line in value.split("\n")])
-
-
 def _lyric(line: Line) -> Text:
-    return Text(f"{clock(line.start):>8}  ", "cyan") + text(line.text)
-
-
-def _route(route: Route) -> list[Text]:
-    cells = (route.attempts, route.completed, route.failed, route.cancelled, route.open)
-    spreads = (route.total, route.delay, route.execution)
-    return [
-        text(route.endpoint),
-        *(text(cell) for cell in cells),
-        text(_share(route.success_rate)),
-        *(text(_spread(spread)) for spread in spreads),
-        text(_usd(route.cost_usd) + ("+?" if route.unpriced else "")),
-    ]
+    return Text.assemble((f"{clock(line.start):>8}  ", "cyan"), text(line.text))
 
 
 def _table(*columns: str) -> Table:
@@ -252,7 +245,7 @@ def _seconds(seconds: float | None) -> str:
 
 def _spread(spread: Spread) -> str:
     values = (spread.p50, spread.p90, spread.p99)
-    return " / ".join("-" if value is None else f"{value:.1f}" for value in values)
+    return "/".join("-" if value is None else f"{value:.1f}" for value in values)
 
 
 def _share(rate: float | None) -> str:

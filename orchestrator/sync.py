@@ -24,6 +24,7 @@ from orchestrator.store import Begun, Intent, Store, Waiting
 from orchestrator.turn import Turns
 
 BUSY_SECONDS = 0.02  # between two rounds while there is work: claims are made in batches
+PAUSE_SECONDS = 0.1  # at least, where a round found nothing to do
 IDLE_SECONDS = 1.0  # at most between two looks into the table
 TAKE_IN_SECONDS = 0.5  # between two looks for rows that the backend queued by itself
 COUNT_SECONDS = 1.0  # for which the numbers of jobs under way are used
@@ -106,7 +107,8 @@ class Loop:
             due = self._store.next_due()
         except DatabaseUnavailable:
             return
-        wait = IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(BUSY_SECONDS, due))
+        # What is overdue and was not claimed is in someone's hands: no reason to spin.
+        wait = IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(PAUSE_SECONDS, due))
         # `stop` wakes too: see Orchestrator, whose stop sets both.
         self._wake.wait(wait)
         if self._wake.is_set():
