@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import structlog
-
 from orchestrator.exchange import Exchange, NotSent, Unanswered
+from orchestrator.log import get_logger
 
 FRESH_SECONDS = 60.0  # between two looks
 KNOWN_SECONDS = 300.0  # a balance older than this, as looks fail, is not known any more
@@ -20,7 +19,7 @@ LOOK_SECONDS = 10.0
 MAX_ANSWER_BYTES = 64 * 1024
 QUERY = b'{"query": "query { myself { clientBalance currentSpendPerHr } }"}'
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ def check_endpoints(settings: Settings) -> Iterator[Finding]:
         return
     try:
         fleet = Fleet(settings, uuid.uuid4(), Credit(None, 0))
-    except ValueError as error:
+    except ConfigError as error:
         yield _broken("runpod", str(error), "copy RUNPOD_API_KEY and the endpoint's address anew")
         return
     try:

@@ -17,16 +17,15 @@ from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote, urlsplit
 
-import structlog
-
 from orchestrator.exchange import Answer, Exchange, NotSent, Unanswered
 from orchestrator.limits import Backoff, Bucket, Limits
+from orchestrator.log import get_logger
 
 MAX_ANSWER_BYTES = 40_000_000  # RunPod takes results up to 20 MB; escapes can double them
 MAX_RUN_BYTES = 10 * 1024 * 1024  # RunPod's limit for the body of /run
 RUNPOD_ID = re.compile(r"[A-Za-z0-9_.:~-]{1,200}")
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Phase(StrEnum):

@@ -8,14 +8,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import structlog
-
+from lyricpod.errors import ConfigError
 from orchestrator.config import Settings
 from orchestrator.credit import Credit
 from orchestrator.endpoint import Endpoint, EndpointClient, Health, Misconfigured, Unreachable
 from orchestrator.errors import OrchestratorError
 from orchestrator.limits import Limits
 from orchestrator.local import LOCAL, LocalPod
+from orchestrator.log import get_logger
 from orchestrator.router import Candidate
 
 HEALTH_SECONDS = 30.0  # between two looks at a healthy endpoint
@@ -25,7 +25,7 @@ STARVED_SECONDS = 180.0  # a queue without a single worker for so long: none wil
 LOCAL_QUEUE = 1000  # jobs that the local endpoint takes
 FAILED_TO_START = 60.0  # seconds until the local endpoint is tried again
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass
@@ -255,6 +255,9 @@ def _pods(settings: Settings) -> list[Pod]:
             max_in_flight=settings.max_in_flight,
         )
         limits = Limits(settings.replicas)
-        client = EndpointClient(endpoint, seconds=settings.http_seconds, limits=limits)
+        try:
+            client = EndpointClient(endpoint, seconds=settings.http_seconds, limits=limits)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         pods.append(Pod(endpoint, client, limits))
     return pods

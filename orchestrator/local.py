@@ -12,10 +12,9 @@ import uuid
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-import structlog
-
 from orchestrator.endpoint import Endpoint, EndpointClient
 from orchestrator.errors import OrchestratorError
+from orchestrator.log import get_logger
 
 NEEDED = ("localpod", "handler", "runpod", "faster_whisper", "aiohttp")  # extra `worker`
 START_SECONDS = 60.0  # a slow disk imports slowly
@@ -23,7 +22,7 @@ STOP_SECONDS = 2.5  # it takes up to 2.1 s with a busy worker
 SECRETS = frozenset({"DATABASE_URL", "RUNPOD_API_KEY"})  # no business of a worker's
 LOCAL = "local"  # its name among the endpoints
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class LocalPod:

@@ -1,4 +1,4 @@
-"""Log lines of a process of ours on stderr: JSON for machines, readable ones on a terminal."""
+"""Log lines: of the library into the host's logging; of our own processes onto stderr."""
 
 from __future__ import annotations
 
@@ -8,33 +8,52 @@ from collections.abc import Mapping
 
 import structlog
 
+NAME = "lyricpod"
+BEFORE: tuple[structlog.typing.Processor, ...] = (
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.format_exc_info,
+)
+
+
+def get_logger() -> structlog.stdlib.BoundLogger:
+    """The library's logger: `logging.getLogger("lyricpod")`, with fields.
+
+    Apart from the host's own configuration of structlog, and silent below WARNING where the
+    host configures nothing: a library that prints can block its host on a full pipe.
+    """
+    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+        logging.getLogger(NAME),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *BEFORE,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    return logger
+
 
 def configure(env: Mapping[str, str], *, level: int = logging.INFO) -> None:
-    """Set up logging for the process: `LOG_LEVEL`, else `level`. Libraries log like ourselves."""
+    """Set up logging for a process of ours: JSON on stderr, readable lines on a terminal.
+
+    Args:
+        level: where `LOG_LEVEL` says none. Other libraries are heard from WARNING on.
+    """
     named = logging.getLevelNamesMapping()
     level = named.get(env.get("LOG_LEVEL", "").strip().upper(), level)
-    before: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(colors=False)
         if sys.stderr.isatty()
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )
-    structlog.configure(
-        processors=[*before, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=before,
+            foreign_pre_chain=BEFORE,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+    logging.getLogger(NAME).setLevel(level)

@@ -23,6 +23,7 @@ from urllib.parse import quote
 import psycopg
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.log import get_logger
 
 START_SECONDS = 60  # a start after kill -9 replays the log first
 STOP_SECONDS = 30
@@ -33,6 +34,8 @@ INIT_SECONDS = 120
 PORT = 5432  # names the socket's file; no TCP port is opened
 MAX_SOCKET = 103  # bytes of a socket's path; Linux has 107, macOS 103
 SYSTEM_USER = "pgserver"  # PostgreSQL refuses to run as root; the wheel makes this user then
+
+log = get_logger()
 
 USE_URL = "set DATABASE_URL to a PostgreSQL, like postgresql://user:password@host:5432/name"
 
@@ -276,10 +279,16 @@ class LocalPostgres:
         pid, file = _joined[self._state]
         if pid != os.getpid():  # a fork of a user, which is none itself
             return
-        with suppress(OSError, OrchestratorError), file, self._locked():
-            fcntl.flock(file, fcntl.LOCK_UN)  # inside the lock: the next to leave must not see it
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._stop(self.programs())
+        try:
+            with file, self._locked():
+                # Inside the lock: the next to leave must not see it.
+                fcntl.flock(file, fcntl.LOCK_UN)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._stop(self.programs())
+        except (BlockingIOError, FileNotFoundError):
+            pass  # somebody else uses it, or the whole folder is gone
+        except (OSError, OrchestratorError) as error:
+            log.warning("the local PostgreSQL runs on", folder=str(self.data), reason=str(error))
 
     def _fault(self, what: str, remedy: str) -> OrchestratorError:
         return OrchestratorError(

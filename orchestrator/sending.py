@@ -63,19 +63,26 @@ def read_row(row: QueuedRow) -> tuple[dict[str, Any], str]:
         JobError: `invalid_input`: the row can't be read as a job.
     """
     url = (row.youtube_url or "").strip()
-    if not url.lower().startswith(("http://", "https://")):
+    given = dict(row.request or {})
+    known = url and url in (given.get("youtube_url"), given.get("audio_url"))
+    if not known and not url.lower().startswith(("http://", "https://")):
         raise JobError(
             ErrorCode.INVALID_INPUT,
             f"youtube_url is no http or https URL: {url[:80]!r}",
             hint="queue a job with the video's URL",
         )
-    given = dict(row.request or {})
-    if url not in (given.get("youtube_url"), given.get("audio_url")):
+    if not known:
         given = {"youtube_url" if is_youtube(url) else "audio_url": url}
     try:
         return checked(given, row.job_id)
     except JobError as error:  # its hint is for who writes requests, not for a frontend
         raise JobError(error.code, error.message) from error
+
+
+def is_file(request: dict[str, Any]) -> bool:
+    """Whether the source is a file of this machine."""
+    url = request.get("audio_url")
+    return isinstance(url, str) and not url.lower().startswith(("http://", "https://"))
 
 
 def checked(given: dict[str, Any], job_id: str) -> tuple[dict[str, Any], str]:

@@ -10,15 +10,14 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from types import FrameType
 
-import structlog
-
 from orchestrator.config import Settings
+from orchestrator.log import get_logger
 from orchestrator.service import Orchestrator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SPARE_SECONDS = 0.25  # of the shutdown's time: for a thread that hangs, the process ends this early
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 def serve(settings: Settings) -> int:

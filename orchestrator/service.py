@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import psycopg
 import requests
-import structlog
 from psycopg_pool import ConnectionPool
 
 from lyricpod.errors import ErrorCode, JobError
@@ -26,6 +25,7 @@ from orchestrator.errors import DatabaseUnavailable, NotFinished, OrchestratorEr
 from orchestrator.fleet import Fleet
 from orchestrator.kept import read_url
 from orchestrator.listener import Listener
+from orchestrator.log import get_logger
 from orchestrator.results import Publisher, decompress
 from orchestrator.sending import checked
 from orchestrator.stats import Stats, read
@@ -35,7 +35,7 @@ from orchestrator.sync import Loop
 ENDED = ("completed", "error", "done")
 LOOK_SECONDS = 1.0  # at most between two looks of `wait`
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True)

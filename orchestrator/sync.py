@@ -8,8 +8,6 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Literal
 
-import structlog
-
 from lyricpod.errors import ErrorCode, JobError
 from orchestrator import webhooks
 from orchestrator.config import Settings
@@ -17,9 +15,10 @@ from orchestrator.crew import Crew
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.fleet import Fleet
 from orchestrator.local import LOCAL
+from orchestrator.log import get_logger
 from orchestrator.results import Publisher
 from orchestrator.router import Choice, Wish, choose
-from orchestrator.sending import body, read_row, timeout_ms
+from orchestrator.sending import body, is_file, read_row, timeout_ms
 from orchestrator.store import Begun, Intent, Store, Waiting
 from orchestrator.turn import Turns
 
@@ -35,7 +34,7 @@ OUTAGE_FIRST, OUTAGE_LONGEST = 0.5, 5.0  # seconds between two tries to reach th
 BATCH = 100  # rows in one claim
 FINISH_SHARE = 0.6  # of the shutdown's time: for work under way; the rest is for giving it back
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Loop:
@@ -192,7 +191,12 @@ class Loop:
 
     def _choose(self, job: Waiting) -> Choice:
         wish = Wish(blocked_on=frozenset(job.blocked_on), failed_on=tuple(job.failed_on))
-        return choose(self._fleet.candidates(self._in_flight), wish)
+        candidates = self._fleet.candidates(self._in_flight)
+        if is_file(job.request):  # of this machine: RunPod's workers have no such file
+            candidates = [c for c in candidates if c.kind == "local"]
+            if not candidates:
+                return Choice(None, "a file can be read by the local endpoint alone", final=True)
+        return choose(candidates, wish)
 
     def _has_token(self, name: str) -> bool:
         limits = self._fleet.limits(name)

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
-
 from lyricpod.errors import ErrorCode, JobError
 from lyricpod.progress import Progress, Stage
 from lyricpod.result import JobResult, Line
@@ -32,6 +30,7 @@ from orchestrator.endpoint import (
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.fleet import Fleet
 from orchestrator.local import LOCAL
+from orchestrator.log import get_logger
 from orchestrator.pace import next_look
 from orchestrator.results import Publisher, compress, decompress, failure, normalise
 from orchestrator.states import Action, Event, State, Step, decide
@@ -48,7 +47,7 @@ TOKEN_SECONDS = 5.0  # how long a look waits for its share of the rate limit
 PUBLISH_FIRST, PUBLISH_LONGEST = 5.0, 300.0  # seconds between two tries to keep a result
 PATIENCE_FRESH = 60.0  # seconds for which an endpoint's usual time is not asked for again
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True)
@@ -464,7 +463,9 @@ class Turns:
 
 
 def _account(seen: Seen, price: float | None) -> Account:
-    cost = price * seen.execution_ms / 1000 if price and seen.execution_ms is not None else None
+    cost = None
+    if price is not None and seen.execution_ms is not None:
+        cost = price * seen.execution_ms / 1000
     return Account(seen.delay_ms, seen.execution_ms, seen.worker_id, cost)
 
 
