@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Literal
@@ -76,7 +77,19 @@ class Settings(BaseModel):
     poll_seconds: float = Field(default=2.0, gt=0)
     upload_seconds: float = Field(default=60.0, gt=0)
 
-    @field_validator("runpod_endpoint_base_url", "public_url")
+    @field_validator("runpod_price")
+    @classmethod
+    def _prices_are_numbers(cls, value: str) -> str:
+        try:
+            prices = [float(part) for part in value.split(",") if part.strip()]
+        except ValueError:
+            prices = [-1.0]
+        if not all(0 <= price < math.inf for price in prices):
+            # Not quoted: what is here by mistake may be a key.
+            raise ValueError("must be USD per second, like 0.00019, or several with commas")
+        return value
+
+    @field_validator("runpod_endpoint_base_url", "runpod_graphql_url", "public_url")
     @classmethod
     def _no_slash_at_the_end(cls, value: str) -> str:
         if value and urlsplit(value).scheme not in ("http", "https"):

@@ -57,3 +57,5 @@ def configure(env: Mapping[str, str], *, level: int = logging.INFO) -> None:
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
     logging.getLogger(NAME).setLevel(level)
+    # In an outage it warns twice a second; the loop's own line says it.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

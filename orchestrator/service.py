@@ -92,12 +92,6 @@ class Orchestrator:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._url = database.resolve(settings.database_url, Path(settings.state_dir))
-        self._pool: ConnectionPool = database.pool(
-            self._url, size=settings.database_pool, name="lyricpod"
-        )
-        self.store = Store(self._pool)
-        self.store.prepare()
         self._instance = uuid.uuid4()
         source = None
         if settings.runpod_api_key:
@@ -106,6 +100,12 @@ class Orchestrator:
         self._publisher = Publisher(
             storage(settings.cloudinary_url, settings.storage_dir, settings.upload_seconds)
         )
+        self._url = database.resolve(settings.database_url, Path(settings.state_dir))
+        self._pool: ConnectionPool = database.pool(
+            self._url, size=settings.database_pool, name="lyricpod"
+        )
+        self.store = Store(self._pool)
+        self.store.prepare()
         self._loop = Loop(self.store, self._fleet, self._publisher, settings, self._instance)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -73,6 +74,7 @@ class Loop:
         self._keepers = Crew("lyricpod-keep", max(2, half // 4), self._fault)
         self._checkers = Crew("lyricpod-health", 2, self._fault)
         self._held: set[uuid.UUID] = set()
+        self._dropped: deque[uuid.UUID] = deque()
         self._held_lock = threading.Lock()
         self._in_flight: dict[str, tuple[int, int]] = {}
         self._in_flight_total = 0
@@ -118,6 +120,9 @@ class Loop:
         """One round; whether there was work."""
         if self._is_due("beat", BEAT_SECONDS):
             self._store.beat(self._instance)
+        while self._dropped:
+            self._store.release([self._dropped[0]])
+            self._dropped.popleft()
         if self._is_due("renew", self._settings.lease_seconds / 3):
             self._renew()
         if self._is_due("count", COUNT_SECONDS):
@@ -256,6 +261,9 @@ class Loop:
         def leased() -> None:
             try:
                 work()
+            except DatabaseUnavailable:
+                self._dropped.append(lease)  # given back when the database is there again
+                raise
             finally:
                 with self._held_lock:
                     self._held.discard(lease)

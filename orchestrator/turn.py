@@ -124,7 +124,8 @@ class Turns:
                 self._store.end(attempt, State.FAILED, error, Account())
 
     def _insist(self, write: Callable[[], None]) -> None:
-        end = time.monotonic() + self._settings.lease_seconds / 2
+        # Longer than the lease: an id that is noted late still saves a second sending.
+        end = time.monotonic() + self._settings.unknown_seconds
         while True:
             try:
                 return write()
@@ -154,6 +155,8 @@ class Turns:
         if attempt.runpod_id is None:
             return self._observe_unknown(attempt)
         client = self._fleet.client(attempt.endpoint)
+        if client is None and attempt.endpoint == LOCAL:
+            return Observed(Event.MISSING, error=_lost("the local endpoint has ended"))
         if client is None:
             return self._silent(attempt, "it is not configured here")
         if not active:
