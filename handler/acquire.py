@@ -11,7 +11,7 @@ from handler.cache import AudioCache, Cached
 from handler.config import Settings
 from handler.download import download, too_large
 from handler.video import video_id
-from handler.youtube import Video, fetch
+from handler.youtube import Exits, Video, fetch
 from handler.ytdlp import YtDlp
 from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
@@ -41,11 +41,13 @@ def acquire(
     cancel: Cancel,
     on_bytes: OnBytes = lambda done, total: None,
     cache: AudioCache | None = None,
+    exits: Exits | None = None,
 ) -> Source:
     """Get the audio of whichever source the request names, into `folder`.
 
     Args:
         cache: where the sound of YouTube's videos is looked for first, and kept.
+        exits: the ways to YouTube, which remember blocks from job to job.
 
     Raises:
         JobError: `invalid_input`, `source_*`, `network` or `cancelled`.
@@ -55,7 +57,7 @@ def acquire(
     if kind == "audio_base64":
         return _inline(request, folder / "audio", max_bytes)
     if kind == "youtube_url":
-        return _youtube(value, folder, settings, cancel, on_bytes, cache)
+        return _youtube(value, folder, settings, cancel, on_bytes, cache, exits)
     if _names_a_file(value):
         return _file(value, settings, max_bytes)
     download(
@@ -77,10 +79,11 @@ def _youtube(
     cancel: Cancel,
     on_bytes: OnBytes,
     cache: AudioCache | None,
+    exits: Exits | None,
 ) -> Source:
     name = video_id(url)
     if cache is None:
-        return _of(fetch(url, folder, settings, cancel=cancel, on_bytes=on_bytes))
+        return _of(fetch(url, folder, settings, cancel=cancel, on_bytes=on_bytes, exits=exits))
     # yt-dlp takes its time to start: meanwhile the cache is looked through.
     with YtDlp(settings.ssl_cert_file) as process:
         cached = cache.fetch(
@@ -93,7 +96,15 @@ def _youtube(
         )
         if cached:
             return _of_cache(name, cached)
-        video = fetch(url, folder, settings, cancel=cancel, on_bytes=on_bytes, process=process)
+        video = fetch(
+            url,
+            folder,
+            settings,
+            cancel=cancel,
+            on_bytes=on_bytes,
+            process=process,
+            exits=exits,
+        )
     names = {"title": video.title, "artist": video.artist, "track": video.track}
     cache.keep(name, video.path, {**names, "language": video.language})
     return _of(video)

@@ -32,7 +32,9 @@ def mode(arguments: Sequence[str], env: Mapping[str, str]) -> Mode:
     Raises:
         UsageError: one line for a person, where the SDK would show a traceback.
     """
-    given, _ = _parser().parse_known_args(list(arguments))
+    given, others = _parser().parse_known_args(list(arguments))
+    if "RUNPOD_WEBHOOK_GET_JOB" not in env:  # there a word too many must not end the worker
+        _check_names(others)
     if given.rp_serve_api or env.get("RUNPOD_REALTIME_PORT", "0") != "0":
         return Mode.API
     if given.test_input is not None:
@@ -62,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rp_serve_api", action="store_true", help="serve jobs by HTTP instead")
     return parser
+
+
+def _check_names(others: Sequence[str]) -> None:
+    """A misspelt --test_input would run another job than the one that was meant."""
+    for before, word in zip(("", *others), others, strict=False):
+        if not word.startswith("--rp_") and not (before.startswith("--rp_") and "=" not in before):
+            raise UsageError(f"there is no option {word[:80]!r}; write --test_input {EXAMPLE}")
 
 
 def _check(text: str, where: str, hint: str) -> None:

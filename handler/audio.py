@@ -38,7 +38,9 @@ class Pcm:
         start, stop = max(0, start), min(self.length, stop)
         count = max(0, stop - start)
         raw = np.fromfile(self.path, np.int16, count=count, offset=start * SAMPLE_BYTES)
-        return raw.astype(np.float32) / np.float32(32768.0)
+        samples = raw.astype(np.float32)
+        samples /= np.float32(32768.0)  # in place: an hour of them is 230 MB
+        return samples
 
 
 def decode(

@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import aiohttp
 import structlog
@@ -27,7 +26,7 @@ from handler.download import OnBytes, download
 from handler.video import VIDEO_ID
 from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
-from lyricpod.storage import URL_OPTIONS
+from lyricpod.storage import account
 
 LOOKUP_SECONDS = 5.0  # what a look that finds nothing may cost a job
 UPLOAD_SECONDS = 120.0  # one file, all tries together
@@ -53,18 +52,14 @@ class AudioCache:
     Args:
         url: `cloudinary://key:secret@cloud?option=value`.
         max_bytes: larger files are not kept.
+
+    Raises:
+        ConfigError: the URL can't be used.
     """
 
     def __init__(self, url: str, max_bytes: int) -> None:
-        parts = urlsplit(url)
         self._max_bytes = max_bytes
-        self._options: dict[str, Any] = {
-            **{name: value for name, value in parse_qsl(parts.query) if name in URL_OPTIONS},
-            "cloud_name": parts.hostname,
-            "api_key": unquote(parts.username or ""),
-            "api_secret": unquote(parts.password or ""),
-            "resource_type": "video",
-        }
+        self._options: dict[str, Any] = {**account(url), "resource_type": "video"}
         self._changed = threading.Condition()
         self._pending = 0
 

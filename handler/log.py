@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import structlog
 
+from lyricpod.escape import escaped
+
 
 def configure(env: Mapping[str, str]) -> None:
     """Set up logging for the process; `LOG_LEVEL` is INFO unless set."""
@@ -24,7 +26,7 @@ def configure(env: Mapping[str, str]) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            renderer,
+            escaped(renderer),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -138,7 +138,7 @@ class Models:
             whisper = WhisperModel(
                 path, device=device, compute_type=compute, cpu_threads=self._settings.cpu_threads
             )
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, MemoryError) as error:
             if out_of_memory(error):
                 raise memory_error(name) from error
             raise JobError(

@@ -22,6 +22,7 @@ from handler.decoder import Decoder
 from handler.models import NANO, Loaded, Models
 from handler.transcribe import transcribe
 from handler.transcript import Transcript
+from handler.youtube import Exits
 from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
 from lyricpod.lines import lay_out
@@ -74,6 +75,7 @@ class Pipeline:
     storage: Storage | None
     reuse: bool = True  # answer a repeated job from its durable copy
     cache: AudioCache | None = None  # of YouTube's sound
+    exits: Exits | None = None  # to YouTube
 
     def run(self, parsed: Parsed, *, cancel: Cancel, report: Report) -> JobResult:
         """Do one job, start to end; no file of it is left.
@@ -106,6 +108,7 @@ class Pipeline:
                 cancel=cancel,
                 on_bytes=_bytes_to(report),
                 cache=self.cache,
+                exits=self.exits,
             )
         with clock.stage("decode", Stage.DOWNLOAD):
             pcm = decode(

@@ -97,6 +97,7 @@ class Worker:
             from handler.cache import audio_cache
             from handler.models import Models
             from handler.pipeline import Pipeline
+            from handler.youtube import Exits
             from lyricpod.storage import storage
 
             pipeline = Pipeline(
@@ -109,6 +110,7 @@ class Worker:
                 ),
                 reuse=self._serving,
                 cache=audio_cache(self._settings),
+                exits=Exits(self._settings.youtube_proxies),
             )
             pipeline.models.import_engine()  # which the first job would wait for
         except Exception as error:  # noqa: BLE001 - carried to the thread that waits
@@ -174,6 +176,9 @@ class Worker:
         structlog.contextvars.bind_contextvars(**variables)
         try:
             parsed = context.parse()
+            # `job_id` is the platform's; the backend's row has this one.
+            if parsed.request.job_id != variables.get("job_id"):
+                structlog.contextvars.bind_contextvars(row=parsed.request.job_id)
             log.info("job started", request=_shown(parsed.request))
             result = self._pipeline.result().run(parsed, cancel=cancel, report=reporter.report)
             answer_ = answer(result)

@@ -22,6 +22,8 @@ from lyricpod.errors import ErrorCode, JobError
 DIRECT = "direct"  # among the proxies: this machine's own exit
 TRIES = 2  # per exit, and only where the network failed: a block is never asked twice
 PAUSE = 1.0  # seconds before the second
+BLOCKED_SECONDS = 900.0  # for which a blocked exit comes after the others
+PLUGIN_HINT = "pip install bgutil-ytdlp-pot-provider"  # GPL-3.0: no dependency of this package
 MAX_NAME = 500  # characters of a title or an artist
 OnBytes = Callable[[int, int | None], None]
 log = structlog.get_logger()
@@ -43,6 +45,32 @@ class Video:
     runtime: str | None = None
 
 
+class Exits:
+    """A worker's ways out to YouTube: those that YouTube blocked lately come last.
+
+    Last and not left out: a block may be of one video, and it passes.
+
+    Args:
+        setting: YOUTUBE_PROXIES.
+    """
+
+    def __init__(self, setting: str) -> None:
+        given = [item for item in setting.replace(",", " ").split() if item]
+        self._all = ["" if item.lower() == DIRECT else item for item in given] or [""]
+        self._until: dict[str, float] = {}  # monotonic seconds, by exit
+
+    def in_turn(self) -> list[tuple[int, str]]:
+        """The exits as they are to be tried, each with its place in the setting, from 1."""
+        now = time.monotonic()
+        return sorted(
+            enumerate(self._all, 1), key=lambda numbered: self._until.get(numbered[1], now) > now
+        )
+
+    def blocked(self, proxy: str) -> None:
+        """Note that YouTube refuses this exit."""
+        self._until[proxy] = time.monotonic() + BLOCKED_SECONDS
+
+
 def announce(settings: Settings) -> None:
     """Log at start-up what YouTube's jobs will need: yt-dlp, a runtime, cookies that hold."""
     found = check(settings.ssl_cert_file)
@@ -52,6 +80,8 @@ def announce(settings: Settings) -> None:
     log.info("yt-dlp ready", version=found.version, runtime=found.runtime)
     if found.runtime is None:
         log.warning("YouTube may refuse this worker", hint=RUNTIME_HINT)
+    if settings.pot_provider_url and not found.tokens:
+        log.warning("no PO tokens: yt-dlp has no plugin for POT_PROVIDER_URL", hint=PLUGIN_HINT)
     state = _jar(settings).state
     if state in (CookieState.UNREADABLE, CookieState.SIGNED_OUT, CookieState.EXPIRED):
         log.warning(
@@ -67,12 +97,14 @@ def fetch(
     cancel: Cancel,
     on_bytes: OnBytes = lambda done, total: None,
     process: YtDlp | None = None,
+    exits: Exits | None = None,
 ) -> Video:
     """Download the best audio of a video as it comes, unconverted.
 
     Each exit of YOUTUBE_PROXIES is tried in turn; one that is blocked is not asked again.
 
     Args:
+        exits: the worker's, which remembers blocks from job to job.
         process: one that was started ahead of time; it is used up.
 
     Raises:
@@ -81,28 +113,27 @@ def fetch(
     name = video_id(url)
     jar = _jar(settings)
     end = time.monotonic() + settings.download_seconds
-    exits = proxies(settings.youtube_proxies)
+    exits = exits or Exits(settings.youtube_proxies)
+    in_turn = exits.in_turn()
     failures: list[JobError] = []
     with jar.file() as file:
-        for number, proxy in enumerate(exits):
+        for number, proxy in in_turn:
             attempt = _Attempt(name, folder, settings, jar, file, proxy, end)
             try:
                 return attempt.through(cancel, on_bytes, process)
             except JobError as error:
                 if error.code not in (ErrorCode.SOURCE_BLOCKED, ErrorCode.NETWORK):
                     raise
+                if error.code is ErrorCode.SOURCE_BLOCKED:
+                    exits.blocked(proxy)
                 failures.append(error)
-                log.warning("YouTube refused an exit", exit=number + 1, error=str(error))
+                blocked = error.code is ErrorCode.SOURCE_BLOCKED
+                what = "YouTube refused an exit" if blocked else "YouTube was not reached"
+                log.warning(what, exit=number, error=str(error))
             process = None
             if time.monotonic() >= end:
                 break
-    raise _worst(failures, len(exits))
-
-
-def proxies(setting: str) -> list[str]:
-    """The exits in their order; "" is this machine's own."""
-    given = [item for item in setting.replace(",", " ").split() if item]
-    return ["" if item.lower() == DIRECT else item for item in given] or [""]
+    raise _worst(failures, len(in_turn))
 
 
 def _jar(settings: Settings) -> Cookies:

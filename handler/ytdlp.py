@@ -26,10 +26,16 @@ ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRA
 
 @dataclass(frozen=True)
 class Check:
-    """What a look at yt-dlp found: its version, and the JavaScript runtime if there is one."""
+    """What a look at yt-dlp found.
+
+    Attributes:
+        runtime: the JavaScript runtime with its version, if there is one.
+        tokens: whether the plugin is there that gets PO tokens from POT_PROVIDER_URL.
+    """
 
     version: str
     runtime: str | None
+    tokens: bool = False
 
 
 class YtDlp:
@@ -101,4 +107,4 @@ def check(certificates: str = "") -> Check | None:
             ready = next(process.events(), None)
         finally:
             timer.cancel()
-    return Check(str(ready["version"]), ready["runtime"]) if ready else None
+    return Check(str(ready["version"]), ready["runtime"], ready["tokens"]) if ready else None

@@ -9,6 +9,7 @@ worker's secrets, and a crash costs one job.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
@@ -27,6 +28,7 @@ SITES = (
     "youtube.com youtu.be youtube-nocookie.com youtubei.googleapis.com googlevideo.com ytimg.com "
     "google.com"
 ).split()
+TOKEN_PLUGIN = "yt_dlp_plugins.extractor.getpot_bgutil_http"  # of bgutil-ytdlp-pot-provider
 SOCKET_SECONDS = 20.0  # silence on a connection
 RETRIES = 10  # of a broken download, each going on where it stopped
 EVENT_SECONDS = 0.2  # between two reports of progress
@@ -68,7 +70,12 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     import yt_dlp
 
-    emit("ready", version=yt_dlp.version.__version__, runtime=_runtime(yt_dlp))
+    emit(
+        "ready",
+        version=yt_dlp.version.__version__,
+        runtime=_runtime(yt_dlp),
+        tokens=_has_token_plugin(),
+    )
     line = sys.stdin.readline()
     if not line:
         return
@@ -95,6 +102,14 @@ def _runtime(yt_dlp: Any) -> str | None:
     # yt_dlp/YoutubeDL.py enables deno alone unless told otherwise; it runs scripts in a sandbox.
     found = yt_dlp.globals.supported_js_runtimes.value["deno"]().info
     return f"deno {found.version}" if found and found.supported else None
+
+
+def _has_token_plugin() -> bool:
+    """Whether the plugin is there that asks POT_PROVIDER_URL; yt-dlp is silent where it isn't."""
+    try:
+        return importlib.util.find_spec(TOKEN_PLUGIN) is not None
+    except ModuleNotFoundError:  # no plugin at all
+        return False
 
 
 def _obey(yt_dlp: Any, order: dict[str, Any], emit: Emit) -> None:

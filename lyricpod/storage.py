@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from lyricpod.cancel import Cancel
+from lyricpod.connections import Pool, interruptible
 from lyricpod.errors import ConfigError, ErrorCode, JobError
-from lyricpod.exchange import Pool, interruptible
 from lyricpod.request import JOB_ID
 from lyricpod.result import JobResult
 
@@ -80,6 +80,37 @@ def storage(cloudinary_url: str, storage_dir: str, upload_seconds: float) -> Sto
     if cloudinary_url:
         return Cloudinary(cloudinary_url, upload_seconds)
     return Folder(Path(storage_dir)) if storage_dir else None
+
+
+def account(url: str) -> dict[str, Any]:
+    """What CLOUDINARY_URL says, as options of the SDK: cloud_name, api_key, api_secret, ...
+
+    Raises:
+        ConfigError: it has another form; its text is never quoted.
+    """
+    try:
+        parts = urlsplit(url)
+        given = (parts.hostname, parts.username, parts.password)
+    except ValueError:
+        given = (None, None, None)
+    if not url.startswith("cloudinary://") or not all(given):
+        raise ConfigError(
+            "CLOUDINARY_URL must look like cloudinary://key:secret@cloud; "
+            "percent-encode special characters in the secret"
+        ) from None
+    cloud_name, api_key, api_secret = given
+    # The URL's own options, but none that an upload here decides by itself.
+    own = {name: value for name, value in parse_qsl(parts.query) if name in URL_OPTIONS}
+    if own.get("signature_algorithm", SIGNATURES[0]) not in SIGNATURES:
+        raise ConfigError("CLOUDINARY_URL: signature_algorithm must be sha1 or sha256") from None
+    if not own.get("upload_prefix", "https://").startswith(("http://", "https://")):
+        raise ConfigError("CLOUDINARY_URL: upload_prefix must be an http or https URL") from None
+    return {
+        **own,
+        "cloud_name": cloud_name,
+        "api_key": unquote(api_key or ""),
+        "api_secret": unquote(api_secret or ""),
+    }
 
 
 def public_ids(job_id: str) -> tuple[str, str]:
@@ -222,7 +253,13 @@ class Cloudinary(_Finds):
     """
 
     def __init__(self, url: str, seconds: float) -> None:
-        self._options = _read_url(url)
+        self._options = {
+            **account(url),
+            "secure": True,
+            # Named, so that what the host program set for its own uploads stays out of ours.
+            "oauth_token": None,
+            "upload_preset": None,
+        }
         self._seconds = seconds
         self._pool = Pool()
         self._uploader = _private_uploader(self._pool)
@@ -288,37 +325,6 @@ class Cloudinary(_Finds):
 
         with interruptible(cancel):
             return _until(end, attempt, cancel, _not_uploaded)
-
-
-def _read_url(url: str) -> dict[str, Any]:
-    """The SDK's options from CLOUDINARY_URL; an error never quotes it."""
-    try:
-        parts = urlsplit(url)
-        given = (parts.hostname, parts.username, parts.password)
-    except ValueError:
-        given = (None, None, None)
-    if not url.startswith("cloudinary://") or not all(given):
-        raise ConfigError(
-            "CLOUDINARY_URL must look like cloudinary://key:secret@cloud; "
-            "percent-encode special characters in the secret"
-        ) from None
-    cloud_name, api_key, api_secret = given
-    own = {name: value for name, value in parse_qsl(parts.query) if name in URL_OPTIONS}
-    if own.get("signature_algorithm", SIGNATURES[0]) not in SIGNATURES:
-        raise ConfigError("CLOUDINARY_URL: signature_algorithm must be sha1 or sha256") from None
-    if not own.get("upload_prefix", "https://").startswith(("http://", "https://")):
-        raise ConfigError("CLOUDINARY_URL: upload_prefix must be an http or https URL") from None
-    return {
-        # The URL's own options, but none that an upload here decides by itself.
-        **own,
-        "cloud_name": cloud_name,
-        "api_key": unquote(api_key or ""),
-        "api_secret": unquote(api_secret or ""),
-        "secure": True,
-        # Named, so that what the host program set for its own uploads stays out of ours.
-        "oauth_token": None,
-        "upload_preset": None,
-    }
 
 
 def _private_uploader(pool: Pool) -> Any:

@@ -6,11 +6,13 @@ import base64
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import psycopg
@@ -75,7 +77,16 @@ class Status(StrEnum):
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
+            signal.signal(number, _leave)
     sys.exit(command(sys.argv[1:]))
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """What is open is closed on the way out; a second signal ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -150,7 +161,11 @@ def submit(
     job_id: Annotated[str | None, typer.Option(help="Its id; made if not given.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Queue a YouTube link, a link to an audio file, or a file of this machine."""
+    """Queue a YouTube link, an audio link or a file.
+
+    A file goes as a path where only this machine works (ALLOW_FILE_SOURCES=1), else it is
+    uploaded to Cloudinary first. With --wait the loop runs here if no other process runs it.
+    """
     settings = Settings.from_env()
     fields: dict[str, Any] = {
         "language": language,
@@ -183,7 +198,7 @@ def watch(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Follow jobs to their end; without an ID, all that are queued or in work."""
+    """Follow jobs to their end; by default all that wait."""
     with _opened() as orchestrator:
         if job_ids:
             labels = {job_id: orchestrator.progress(job_id).title or job_id for job_id in job_ids}
@@ -251,7 +266,7 @@ def result(
     plain: Annotated[bool, typer.Option("--plain", help="The text alone.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The words of a job: lines with their times, or as an option says."""
+    """The lines of a job with their times."""
     if srt + plain + as_json > 1:
         raise typer.BadParameter("give one of --srt, --plain and --json")
     with _opened() as orchestrator:
@@ -281,7 +296,7 @@ def stats(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Look for what keeps jobs from being done; exit code 1 if something is broken."""
+    """Look for what keeps jobs from being done."""
     configure(os.environ, level=logging.CRITICAL)  # what it finds, it says
     found = examine(os.environ)
     shown = documents.of_findings(found)
@@ -324,14 +339,14 @@ def _file(path: Path, settings: Settings) -> dict[str, str]:
         "on",
     )
     if readable and not remote:
-        return {"audio_url": str(path.resolve())}
+        return {"audio_url": path.resolve().as_uri()}  # a path may hold spaces, a URL none
     if settings.cloudinary_url:
         return {"audio_base64": base64.b64encode(path.read_bytes()).decode()}
     raise ConfigError(
-        "a file of this machine can't be sent to RunPod: set CLOUDINARY_URL, to which it is "
-        "uploaded first"
+        f"{path} can't be sent to RunPod: set CLOUDINARY_URL, to which it is uploaded first"
         if remote
-        else "set ALLOW_FILE_SOURCES=1, so that the worker of this machine may read its files"
+        else f"{path} can't be sent: the worker of this machine reads files only with "
+        "ALLOW_FILE_SOURCES=1"
     )
 
 

@@ -208,12 +208,14 @@ def _place(url: str, settings: Settings) -> str:
     if not settings.database_url:
         return f"the local one in {settings.state_dir}/postgres"
     given = conninfo_to_dict(url)
-    return f"{given.get('dbname', '')} on {given.get('host', 'this machine')}"
+    port = f":{given['port']}" if "port" in given else ""
+    return f"{given.get('dbname', '')} on {given.get('host', 'this machine')}{port}"
 
 
 def _reason(error: psycopg.Error, url: str) -> str:
-    """The last line of what libpq says, which is the reason; without the password."""
+    """The last line of what libpq says, which is the reason; without questions and the password."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.endswith("?")] or lines
     said = error.diag.message_primary or (lines[-1] if lines else type(error).__name__)
     password = conninfo_to_dict(url).get("password")
     return said.replace(str(password), "***") if password else said
@@ -377,7 +379,7 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "storage",
             Level.NOTE,
-            "results stay in the database alone; results_url is empty",
+            "results that no worker keeps stay in the database, with an empty results_url",
             "set CLOUDINARY_URL (here and on the workers), or STORAGE_DIR on a single machine",
         )
 

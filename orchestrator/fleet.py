@@ -129,7 +129,10 @@ class Fleet:
             if pod := self._pods.get(name):
                 if pod.unreachable_since is not None:
                     log.info("the endpoint answers again", endpoint=name)
-                pod.unreachable_since, pod.reason = None, None
+                pod.unreachable_since = None
+                # A key that may look and not send: its looks are no reason to send again.
+                if pod.paused_until <= time.monotonic():
+                    pod.reason = None
 
     def missed(self, name: str, reason: str) -> None:
         """An endpoint did not answer."""
@@ -148,20 +151,24 @@ class Fleet:
                 pod.paused_until, pod.reason = time.monotonic() + PAUSE_SECONDS, reason
 
     def due(self) -> list[str]:
-        """Endpoints whose health should be looked at now."""
+        """Endpoints whose health should be looked at now, by one call of `look` each."""
         now = time.monotonic()
         with self._lock:
             names = []
             for name, pod in self._pods.items():
                 ill = pod.unreachable_since is not None or pod.starved_since is not None
                 if now - pod.looked_at >= (ILL_SECONDS if ill else HEALTH_SECONDS):
-                    pod.looked_at = now
+                    pod.looked_at = float("inf")  # until it was looked at
                     names.append(name)
         return names
 
     def look(self, name: str) -> None:
         """Look at an endpoint's health."""
-        answer = self._pods[name].client.health()
+        try:
+            answer = self._pods[name].client.health()
+        finally:
+            with self._lock:
+                self._pods[name].looked_at = time.monotonic()
         if isinstance(answer, Unreachable):
             self.missed(name, answer.reason)
         elif isinstance(answer, Misconfigured):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import structlog
+
+from lyricpod.escape import escaped
 
 NAME = "lyricpod"
 BEFORE: tuple[structlog.typing.Processor, ...] = (
@@ -28,11 +31,26 @@ def get_logger() -> structlog.stdlib.BoundLogger:
         processors=[
             structlog.stdlib.filter_by_level,
             *BEFORE,
+            _readable,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         wrapper_class=structlog.stdlib.BoundLogger,
     )
     return logger
+
+
+class _Event(dict[str, Any]):
+    """One event: a dict for structlog's formatters, a line of text for all others."""
+
+    def __str__(self) -> str:
+        hidden = ("event", "level", "timestamp", "exception")  # the host's formatter has its own
+        told = [f"{name}={value!r}" for name, value in self.items() if name not in hidden]
+        said = " ".join([str(self.get("event", "")), *told])
+        return f"{said}\n{self['exception']}" if "exception" in self else said
+
+
+def _readable(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return _Event(event)
 
 
 def configure(env: Mapping[str, str], *, level: int = logging.INFO) -> None:
@@ -52,7 +70,10 @@ def configure(env: Mapping[str, str], *, level: int = logging.INFO) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=BEFORE,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                escaped(renderer),
+            ],
         )
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)

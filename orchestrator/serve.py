@@ -14,14 +14,15 @@ from orchestrator.config import Settings
 from orchestrator.log import get_logger
 from orchestrator.service import Orchestrator
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SPARE_SECONDS = 0.25  # of the shutdown's time: for a thread that hangs, the process ends this early
+LOOK_SECONDS = 0.5
 
 log = get_logger()
 
 
 def serve(settings: Settings) -> int:
-    """Run the loop until SIGTERM or SIGINT; returns the exit code.
+    """Run the loop until SIGTERM, SIGINT or SIGHUP (unless ignored); returns the exit code.
 
     Within SHUTDOWN_SECONDS of the signal the process has ended, whatever hangs: what is not given
     back by then, leases give back by themselves.
@@ -29,19 +30,20 @@ def serve(settings: Settings) -> int:
     Raises:
         OrchestratorError: the database can't be used.
     """
-    for number in SIGNALS:
+    heeded = [number for number in SIGNALS if not _ignored(number)]
+    for number in heeded:
         signal.signal(number, _leave)
     with Orchestrator(settings) as orchestrator:
         # Its put may interrupt itself; an Event's set, called in a handler, could wait for ever.
         events: SimpleQueue[int] = SimpleQueue()
-        for number in SIGNALS:
+        for number in heeded:
             signal.signal(number, lambda number, _: events.put(number))
         stop = threading.Event()
         threading.Thread(
             target=_run, args=(orchestrator, stop, events), name="lyricpod", daemon=True
         ).start()
-        log.info("the loop runs", endpoints=list(orchestrator.health().endpoints))
-        ended_by = events.get()
+        log.info("the loop runs", runpod=settings.endpoint_ids, local=settings.local_endpoint)
+        ended_by = _first(events)
         _end_in_time(settings.shutdown_seconds)
         log.info("the loop ends", signal=signal.Signals(ended_by).name if ended_by else None)
         stop.set()
@@ -51,11 +53,23 @@ def serve(settings: Settings) -> int:
     return 0 if ended_by else 1
 
 
+def _first(events: SimpleQueue[int]) -> int:
+    """The first event. Never one long wait: a signal in the moment before it would wake nobody."""
+    while True:
+        with suppress(Empty):
+            return events.get(timeout=LOOK_SECONDS)
+
+
 def _run(orchestrator: Orchestrator, stop: threading.Event, events: SimpleQueue[int]) -> None:
     try:
         orchestrator.run(stop)
     finally:
         events.put(0)
+
+
+def _ignored(number: signal.Signals) -> bool:
+    """nohup ignores SIGHUP and means it; a shell ignores SIGINT for what it starts with `&`."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

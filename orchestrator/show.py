@@ -121,6 +121,8 @@ def ending(progress: JobProgress) -> Text:
     for name, url in (("result", progress.result_url), ("srt", progress.srt_url)):
         if url:
             said.append_text(Text(f"\n  {name:<7}") + text(url))
+    if progress.status == "completed" and not progress.result_url:
+        said.append_text(Text("\n  result ") + text(f"lyricpod result {progress.job_id}"))
     return said
 
 

@@ -179,7 +179,7 @@ _ROWS: dict[Event, tuple[_Cell, _Cell, _Cell, _Cell, _Cell]] = {
     ),
     Event.UNREACHABLE: (_WATCH, _WATCH, _WATCH, _KEEP, _WATCH),
     Event.GIVEN_UP: (
-        None,
+        (State.ABANDONED, Action.RETRY),  # a webhook has told its id
         (State.ABANDONED, Action.RETRY),
         (State.ABANDONED, Action.RETRY),
         _KEEP,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,12 +19,16 @@ from lyricpod.errors import JobError
 from lyricpod.progress import Progress
 from lyricpod.result import JobResult
 from orchestrator.errors import DatabaseUnavailable, OrchestratorError
+from orchestrator.log import get_logger
 from orchestrator.queries import fitted, named
 from orchestrator.states import State
 
 SCHEMA_LOCK = 0x6C79726963  # "lyric": one process at a time makes the tables
 REQUIRED = frozenset({"id", "youtube_url", "status", "results_url", "error_message", "created_at"})
 MAX_MESSAGE = 2000  # characters of an error in the backend's row
+MAX_INTEGER = 2**31 - 1  # of PostgreSQL: what says more is no reason to lose a result
+
+log = get_logger()
 
 T = TypeVar("T")
 
@@ -50,7 +54,7 @@ class Waiting:
     failed_on: list[str]
     remaining: float  # seconds until its deadline
     status: str | None
-    duration: int | None
+    duration: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,10 +142,10 @@ class JobRow:
     status: str
     error_message: str | None
     results_url: str | None
-    srt_url: str | None
-    title: str | None
-    duration: int | None
-    created_at: datetime | None
+    srt_url: str | None = None
+    title: str | None = None
+    duration: int | None = None
+    created_at: datetime | None = None
     updated_at: datetime | None = None
     pct: int | None = None
     status_message: str | None = None
@@ -161,8 +165,8 @@ class Account:
 
     def to_params(self) -> dict[str, Any]:
         return {
-            "delay_ms": self.delay_ms,
-            "execution_ms": self.execution_ms,
+            "delay_ms": _integer(self.delay_ms),
+            "execution_ms": _integer(self.execution_ms),
             "worker_id": self.worker_id,
             "cost": self.cost,
         }
@@ -255,6 +259,7 @@ class Store:
                 except JobError as error:
                     refusal = {"job_id": row.job_id, "message": shown(error)}
                     connection.execute(self._sql["refuse"], refusal)
+                    log.warning("a row can't be read as a job", **refusal)
                 else:
                     good.append((row.job_id, Jsonb(request), fingerprint))
             if good:
@@ -283,32 +288,36 @@ class Store:
 
     def cancel(self, job_id: str) -> bool:
         """Close the job as cancelled and its attempts as abandoned; False if it had ended."""
-        with self._connection() as connection, connection.transaction():
-            params = {"job_id": job_id}
-            if self._count(connection, "cancel", params):
-                return True
-            return connection.execute(self._sql["cancel_row"], params).rowcount > 0
+        params = {"job_id": job_id}
+        # A third look, as the row may have been taken in between the first two.
+        queries = ("cancel", "cancel_row", "cancel") if _is_text(job_id) else ()
+        return any(self._write(name, params) for name in queries)
 
     def reopen(self, job_id: str, deadline: float) -> str | None:
         """Queue an ended job again; returns its status before, None if there is no such row.
 
-        A result that could not be kept is kept now, instead of being made again.
+        A result that could not be kept is kept now, instead of being made again. A job of ours
+        whose row someone else has just ended goes on.
         """
+        if not _is_text(job_id):
+            return None
         params = {"job_id": job_id, "deadline": deadline}
         with self._connection() as connection, connection.transaction():
             cursor = connection.cursor(row_factory=dict_row)
             row = cursor.execute(self._sql["lock_job"], params).fetchone()
             if row is None:
                 return None
-            if row["state"] in (None, "done") and row["status"] != "queued":
+            ours = row["state"] not in (None, "done")
+            if row["status"] not in (("queued", "processing") if ours else ("queued",)):
                 cursor.execute(self._sql["reopen_row"], params)
-                self._count(connection, "resume_kept", params)
+                if not ours:
+                    self._count(connection, "resume_kept", params)
                 cursor.execute(self._sql["notify_work"])
             return str(row["status"])
 
     def row(self, job_id: str) -> JobRow | None:
         """The backend's row."""
-        found = self._rows(JobRow, "row", {"job_id": job_id})
+        found = self._rows(JobRow, "row", {"job_id": job_id}) if _is_text(job_id) else []
         return found[0] if found else None
 
     def rows(self, limit: int, status: str | None) -> list[JobRow]:
@@ -333,13 +342,14 @@ class Store:
         """Results that have to be kept, each under a new lease."""
         return self._rows(Finishing, "claim_finishing", {"limit": limit, "lease": lease})
 
-    def renew(self, leases: Sequence[uuid.UUID], lease: float) -> None:
-        """Lengthen leases that are still ours."""
-        self._write("renew", {"leases": list(leases), "lease": lease})
+    def renew(self, leases: Mapping[uuid.UUID, int], lease: float) -> None:
+        """Lengthen leases that are still ours; each on the attempt of this id."""
+        params = {"leases": list(leases), "ids": list(leases.values()), "lease": lease}
+        self._write("renew", params)
 
-    def release(self, leases: Sequence[uuid.UUID]) -> None:
+    def release(self, leases: Mapping[uuid.UUID, int]) -> None:
         """Give leases back; what they were about is due at once."""
-        self._write("release", {"leases": list(leases)})
+        self._write("release", {"leases": list(leases), "ids": list(leases.values())})
 
     def sent(self, attempt: Begun, runpod_id: str, delay: float) -> bool:
         """The endpoint took it. False: the lease is gone, and only the id was noted."""
@@ -398,12 +408,15 @@ class Store:
     def win(self, attempt: Claimed, result: bytes, account: Account) -> bool:
         """The same for an abandoned attempt whose job is open: the other sending goes."""
         params = {"id": attempt.id, "job_id": attempt.job_id}
-        with self._connection() as connection, connection.transaction():
+        more = {"lease": attempt.lease_token, "result": result, **account.to_params()}
+        won = False
+        with self._connection() as connection, connection.transaction() as transaction:
             connection.execute(self._sql["win"], params)
-            if not connection.execute(self._sql["reactivate"], params).rowcount:
-                return False
-            more = {**params, "lease": attempt.lease_token, "result": result}
-            return self._count(connection, "finishing", {**more, **account.to_params()}) > 0
+            if connection.execute(self._sql["reactivate"], params).rowcount:
+                won = self._count(connection, "finishing", {**params, **more}) > 0
+            if not won:  # then the other sending goes on
+                raise psycopg.Rollback(transaction)
+        return won
 
     def unpublished(self, attempt: Finishing, error: JobError, delay: float) -> bool:
         """The result could not be kept; try again after `delay` seconds."""
@@ -428,7 +441,7 @@ class Store:
             results_url=result.result_url,
             srt_url=result.srt_url,
             title=result.title,
-            duration=round(result.duration) if result.duration is not None else None,
+            duration=_integer(result.duration),
             video_id=result.video_id,
             message="Completed",
             result=kept_here,
@@ -533,6 +546,8 @@ class Store:
         """The compressed result that is kept in the database, if one is."""
         with self._connection() as connection:
             cursor = connection.cursor(row_factory=scalar_row)
+            if not _is_text(job_id):
+                return None
             return cursor.execute(self._sql["kept_result"], {"job_id": job_id}).fetchone()
 
     # Replicas.
@@ -644,3 +659,17 @@ def _json(error: JobError) -> Jsonb:
             "stage": error.stage,
         }
     )
+
+
+def _integer(value: float | None) -> int | None:
+    """A number as an integer column takes it."""
+    return None if value is None else round(max(-MAX_INTEGER, min(MAX_INTEGER, value)))
+
+
+def _is_text(job_id: str) -> bool:
+    """Whether PostgreSQL could hold it, so that a row of this id may be there."""
+    try:
+        job_id.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\x00" not in job_id

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
+import psycopg
+
 from lyricpod.errors import ErrorCode, JobError
 from orchestrator import webhooks
 from orchestrator.config import Settings
@@ -20,7 +22,7 @@ from orchestrator.log import get_logger
 from orchestrator.results import Publisher
 from orchestrator.router import Choice, Wish, choose
 from orchestrator.sending import body, is_file, read_row, timeout_ms
-from orchestrator.store import Begun, Intent, Store, Waiting
+from orchestrator.store import Begun, Claimed, Finishing, Intent, QueuedRow, Store, Waiting
 from orchestrator.turn import Turns
 
 BUSY_SECONDS = 0.02  # between two rounds while there is work: claims are made in batches
@@ -73,13 +75,14 @@ class Loop:
         self._lookers = Crew("lyricpod-look", half, self._fault)
         self._keepers = Crew("lyricpod-keep", max(2, half // 4), self._fault)
         self._checkers = Crew("lyricpod-health", 2, self._fault)
-        self._held: set[uuid.UUID] = set()
-        self._dropped: deque[uuid.UUID] = deque()
+        self._held: dict[uuid.UUID, int] = {}  # leases, and the attempts that they are on
+        self._dropped: deque[tuple[uuid.UUID, int]] = deque()
         self._held_lock = threading.Lock()
         self._in_flight: dict[str, tuple[int, int]] = {}
         self._in_flight_total = 0
         self._backlog = 0
         self._due: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
 
     def wake(self) -> None:
         """Something happened: look at once."""
@@ -90,24 +93,19 @@ class Loop:
         pause = OUTAGE_FIRST
         while not stop.is_set():
             try:
-                busy = self._round()
+                if self._round():
+                    stop.wait(BUSY_SECONDS)
+                else:
+                    self._rest()
                 pause = OUTAGE_FIRST
             except Exception as error:  # noqa: BLE001 - the loop's boundary: it outlives any fault
                 self._fault(error)
                 stop.wait(pause)
                 pause = min(OUTAGE_LONGEST, pause * 2)
-                continue
-            if busy:
-                stop.wait(BUSY_SECONDS)
-            else:
-                self._rest(stop)
         self._give_back()
 
-    def _rest(self, stop: threading.Event) -> None:
-        try:
-            due = self._store.next_due()
-        except DatabaseUnavailable:
-            return
+    def _rest(self) -> None:
+        due = self._store.next_due()
         # What is overdue and was not claimed is in someone's hands: no reason to spin.
         wait = IDLE_SECONDS if due is None else min(IDLE_SECONDS, max(PAUSE_SECONDS, due))
         # `stop` wakes too: see Orchestrator, whose stop sets both.
@@ -118,10 +116,31 @@ class Loop:
 
     def _round(self) -> bool:
         """One round; whether there was work."""
+        steps = (self._tend, self._take_in, self._send, self._look, self._keep)
+        return sum(self._step(step) for step in steps) > 0
+
+    def _step(self, step: Callable[[], int]) -> int:
+        """A part of the round. One that fails is left out for a while, and holds up no other."""
+        name = step.__name__
+        if time.monotonic() < self._due.get(name, 0.0):
+            return 0
+        try:
+            done = step()
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - the loop's boundary: it outlives any fault
+            self._fault(error)
+            pause = min(OUTAGE_LONGEST, 2 * self._pauses.get(name, OUTAGE_FIRST / 2))
+            self._pauses[name], self._due[name] = pause, time.monotonic() + pause
+            return 0
+        self._pauses.pop(name, None)
+        return done
+
+    def _tend(self) -> int:
         if self._is_due("beat", BEAT_SECONDS):
             self._store.beat(self._instance)
         while self._dropped:
-            self._store.release([self._dropped[0]])
+            self._store.release(dict([self._dropped[0]]))
             self._dropped.popleft()
         if self._is_due("renew", self._settings.lease_seconds / 3):
             self._renew()
@@ -129,13 +148,12 @@ class Loop:
             self._count()
         for name in self._fleet.due():
             self._checkers.do(lambda name=name: self._fleet.look(name))  # type: ignore[misc]
-        taken = 0
-        if self._is_due("take in", TAKE_IN_SECONDS):
-            taken = self._store.find_queued(BATCH, read_row, self._settings.deadline_seconds)
-        sent = self._send()
-        looked = self._look()
-        kept = self._keep()
-        return bool(taken or sent or looked or kept)
+        return 0
+
+    def _take_in(self) -> int:
+        if not self._is_due("take in", TAKE_IN_SECONDS):
+            return 0
+        return self._store.find_queued(BATCH, _read, self._settings.deadline_seconds)
 
     def _is_due(self, what: str, seconds: float) -> bool:
         now = time.monotonic()
@@ -146,7 +164,7 @@ class Loop:
 
     def _renew(self) -> None:
         with self._held_lock:
-            held = list(self._held)
+            held = dict(self._held)
         if held:
             self._store.renew(held, self._settings.lease_seconds)
 
@@ -170,16 +188,22 @@ class Loop:
         with self._store.waiting(free) as (jobs, batch):
             idle: dict[str, list[str]] = {}
             for job in jobs:
-                if error := _over(job):
-                    batch.end(job.job_id, error)
-                    continue
-                choice = self._choose(job)
-                if choice.final:
-                    batch.end(job.job_id, _nowhere(choice))
-                elif choice.name is None:
-                    idle.setdefault(choice.reason, []).append(job.job_id)
-                elif self._has_token(choice.name):
-                    bodies[job.job_id] = self._intend(job, choice.name)
+                try:
+                    if error := _over(job):
+                        batch.end(job.job_id, error)
+                        continue
+                    choice = self._choose(job)
+                    if choice.final:
+                        batch.end(job.job_id, _nowhere(choice))
+                    elif choice.name is None:
+                        idle.setdefault(choice.reason, []).append(job.job_id)
+                    elif self._has_token(choice.name):
+                        bodies[job.job_id] = self._intend(job, choice.name)
+                except psycopg.Error:
+                    raise
+                except Exception as fault:  # noqa: BLE001 - one job's fault ends with its job
+                    self._fault(fault)
+                    batch.end(job.job_id, _unforeseen(fault))
             for reason, job_ids in idle.items():
                 batch.postpone(job_ids, f"Waiting: {reason}", WAIT_SECONDS)
             if bodies:
@@ -189,7 +213,7 @@ class Loop:
             intent, sent = bodies[attempt.job_id]
             self._under_lease(
                 self._senders,
-                attempt.lease_token,
+                attempt,
                 lambda a=attempt, i=intent, s=sent: self._turns.send(a, i.endpoint, s),  # type: ignore[misc]
             )
         return len(begun)
@@ -236,7 +260,7 @@ class Loop:
         for attempt in due:
             self._under_lease(
                 self._lookers,
-                attempt.lease_token,
+                attempt,
                 lambda a=attempt: self._turns.look(a),  # type: ignore[misc]
             )
         return len(due)
@@ -249,24 +273,27 @@ class Loop:
         for attempt in due:
             self._under_lease(
                 self._keepers,
-                attempt.lease_token,
+                attempt,
                 lambda a=attempt: self._turns.keep(a),  # type: ignore[misc]
             )
         return len(due)
 
-    def _under_lease(self, crew: Crew, lease: uuid.UUID, work: Callable[[], None]) -> None:
+    def _under_lease(
+        self, crew: Crew, attempt: Begun | Claimed | Finishing, work: Callable[[], None]
+    ) -> None:
         with self._held_lock:
-            self._held.add(lease)
+            self._held[attempt.lease_token] = attempt.id
 
         def leased() -> None:
             try:
                 work()
             except DatabaseUnavailable:
-                self._dropped.append(lease)  # given back when the database is there again
+                # Given back when the database is there again.
+                self._dropped.append((attempt.lease_token, attempt.id))
                 raise
             finally:
                 with self._held_lock:
-                    self._held.discard(lease)
+                    self._held.pop(attempt.lease_token, None)
 
         crew.do(leased)
 
@@ -284,7 +311,7 @@ class Loop:
         for crew in (self._senders, self._lookers, self._keepers, self._checkers):
             crew.finish(max(0.0, end - time.monotonic()))
         with self._held_lock:
-            held = list(self._held)
+            held = dict(self._held)
         try:
             if held:
                 self._store.release(held)
@@ -308,3 +335,22 @@ def _over(job: Waiting) -> JobError | None:
 
 def _nowhere(choice: Choice) -> JobError:
     return JobError(ErrorCode.SOURCE_BLOCKED, f"no endpoint can fetch the audio: {choice.reason}")
+
+
+def _read(row: QueuedRow) -> tuple[dict[str, Any], str]:
+    """`read_row`, where a row that nobody foresaw fails alone: it must not hold up the others."""
+    try:
+        return read_row(row)
+    except JobError:
+        raise
+    except Exception as fault:
+        log.error("a row can't be read", job_id=row.job_id, exc_info=fault)
+        raise _unforeseen(fault) from fault
+
+
+def _unforeseen(fault: Exception) -> JobError:
+    return JobError(
+        ErrorCode.INTERNAL,
+        f"the job can't be sent: a {type(fault).__name__} that nobody foresaw",
+        hint="the orchestrator's log has more",
+    )

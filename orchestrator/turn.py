@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -43,8 +44,10 @@ CANCEL_SECONDS = 10.0  # between two cancels of an abandoned sending
 CANCEL_FOR = 3600.0  # seconds during which they go on; then the platform's timeout has ended it
 COPY_SECONDS = 15.0  # between two looks for a durable copy, at most
 COPY_FIRST = 1.0  # and at first: the sending may be answered from an earlier copy
+DOUBT_SECONDS = 5.0  # between two looks for copies while the storage does not answer
 TOKEN_SECONDS = 5.0  # how long a look waits for its share of the rate limit
 PUBLISH_FIRST, PUBLISH_LONGEST = 5.0, 300.0  # seconds between two tries to keep a result
+MAX_TEXT = 500  # characters of a message or a line in a worker's report
 PATIENCE_FRESH = 60.0  # seconds for which an endpoint's usual time is not asked for again
 
 log = get_logger()
@@ -91,6 +94,9 @@ class Turns:
         self._kept = kept
         self._patience: dict[str, tuple[float, float]] = {}
         self._patience_lock = threading.Lock()
+        self._doubt: JobError | None = None  # why nobody knows of copies
+        self._doubt_until = 0.0
+        self._doubt_lock = threading.Lock()
 
     # Sending.
 
@@ -109,8 +115,11 @@ class Turns:
         match answer:
             case Accepted(runpod_id):
                 delay = self._delay(State.QUEUED, 0.0)
-                if not self._store.sent(attempt, runpod_id, delay):
-                    log.warning("sent, but the lease was gone", job_id=attempt.job_id)
+                ids = {"job_id": attempt.job_id, "runpod_id": runpod_id, "number": attempt.number}
+                if self._store.sent(attempt, runpod_id, delay):
+                    log.info("job sent", endpoint=endpoint, **ids)
+                else:
+                    log.warning("job sent, but the lease was gone", endpoint=endpoint, **ids)
             case Refused(reason, retry_after):
                 pause = retry_after or RESEND_SECONDS
                 self._store.withdraw(attempt, f"Waiting: {reason}", pause)
@@ -155,10 +164,8 @@ class Turns:
         if attempt.runpod_id is None:
             return self._observe_unknown(attempt)
         client = self._fleet.client(attempt.endpoint)
-        if client is None and attempt.endpoint == LOCAL:
-            return Observed(Event.MISSING, error=_lost("the local endpoint has ended"))
         if client is None:
-            return self._silent(attempt, "it is not configured here")
+            return self._observe_nobody(attempt)
         if not active:
             return self._observe_abandoned(attempt, client)
         limits = self._fleet.limits(attempt.endpoint)
@@ -168,6 +175,14 @@ class Turns:
         look = client.status(attempt.runpod_id)
         self._note_contact(attempt.endpoint, look)
         return self._read(attempt, look)
+
+    def _observe_nobody(self, attempt: Claimed) -> Observed:
+        """There is no such endpoint here (any more)."""
+        if attempt.endpoint == LOCAL:
+            return Observed(Event.MISSING, error=_lost("the local endpoint has ended"))
+        if attempt.state == State.ABANDONED and _outlived(attempt):
+            return Observed(Event.MISSING)
+        return self._silent(attempt, "it is not configured here")
 
     def _observe_unknown(self, attempt: Claimed) -> Observed:
         if attempt.state == State.SUBMITTING:
@@ -185,6 +200,9 @@ class Turns:
 
     def _observe_abandoned(self, attempt: Claimed, client: EndpointClient) -> Observed | None:
         """Whether it ended by itself; else cancel it again."""
+        limits = self._fleet.limits(attempt.endpoint)
+        if limits and not limits.status.take(TOKEN_SECONDS):
+            return Observed(Event.UNREACHABLE)
         look = client.status(attempt.runpod_id or "")
         self._note_contact(attempt.endpoint, look)
         observed = self._read(attempt, look)
@@ -196,10 +214,9 @@ class Turns:
             Event.MISSING_EARLY,
         )
         if ended or isinstance(look, Unreachable | Misconfigured):
-            if not ended and attempt.age > attempt.execution_timeout_ms / 1000 + CANCEL_FOR:
+            if not ended and _outlived(attempt):
                 return Observed(Event.MISSING)
             return observed
-        limits = self._fleet.limits(attempt.endpoint)
         if limits is None or limits.cancel.take(TOKEN_SECONDS):
             look = client.cancel(attempt.runpod_id or "")
             self._note_contact(attempt.endpoint, look)
@@ -288,6 +305,11 @@ class Turns:
             case Action.RETRY:
                 self._retry(step.state, attempt, observed)
             case Action.END:
+                if observed.event == Event.DEADLINE and isinstance(
+                    copy := self._copy(attempt), JobResult
+                ):  # nobody looked in time, and yet it was done
+                    self._finish(attempt, Observed(Event.COPY_FOUND, result=copy))
+                    return
                 error = observed.error or _lost(observed.event.value)
                 self._store.end(attempt, step.state, error, observed.account)
                 log.info("job failed", job_id=attempt.job_id, error=error.message)
@@ -300,7 +322,8 @@ class Turns:
             case Action.SETTLE:
                 self._store.settle(attempt, step.state, observed.account, observed.error)
             case Action.IGNORE | Action.WITHDRAW | Action.CLOSE:
-                self._store.release([attempt.lease_token])
+                # Nothing that a look observes leads here. If it did: not at once again.
+                self._watch(attempt, State(attempt.state), COPY_SECONDS, reached=True)
 
     def _look_again(self, state: State, attempt: Claimed, observed: Observed) -> None:
         if state == State.UNKNOWN:
@@ -312,7 +335,7 @@ class Turns:
         delay = max(self._delay(state, attempt.age), observed.wait or 0.0)
         if state == State.ABANDONED:
             delay = max(delay, CANCEL_SECONDS)
-        if progress and state == State.RUNNING and progress.seq != _seq(attempt.progress):
+        if progress and state == State.RUNNING and progress.to_wire() != attempt.progress:
             worker_id = observed.account.worker_id
             self._store.progressed(attempt, progress, delay=delay, worker_id=worker_id)
         else:
@@ -341,7 +364,7 @@ class Turns:
             if self._store.complete(attempt, result, observed.account, kept_here=here):
                 log.info("job completed", job_id=attempt.job_id, endpoint=attempt.endpoint)
             else:
-                self._store.release([attempt.lease_token])
+                self._store.release({attempt.lease_token: attempt.id})
             return
         self._store.finishing(attempt, compress(result), observed.account)
         self._kept()
@@ -401,11 +424,14 @@ class Turns:
             self._store.orphan(attempt.job_id)
             self._store.settle(attempt, State.CANCELLED, Account())
             return
-        result = decompress(attempt.result)
         try:
-            published = self._publisher.publish(result)
+            published = self._publisher.publish(decompress(attempt.result))
         except JobError as error:
             self._not_kept(attempt, error)
+            return
+        except Exception as fault:  # one job's fault: it is told, and its job must end
+            log.error("a result can't be kept", job_id=attempt.job_id, exc_info=fault)
+            self._not_kept(attempt, JobError(ErrorCode.INTERNAL, f"a {type(fault).__name__}"))
             return
         here = None if published.result_url else attempt.result
         if self._store.complete(attempt, published, Account(), kept_here=here):
@@ -423,11 +449,26 @@ class Turns:
     # Facts.
 
     def _copy(self, attempt: Claimed) -> JobResult | JobError | None:
-        """The durable copy; None if there is none; the error if nobody can know."""
+        """The durable copy; None if there is none; the error if nobody can know.
+
+        While the storage does not answer one look at a time is made, and the others are spared
+        it: else they would hold all the threads that look at endpoints.
+        """
+        now = time.monotonic()
+        with self._doubt_lock:
+            if self._doubt and now < self._doubt_until:
+                return self._doubt
+            self._doubt_until = now + self._settings.upload_seconds
         try:
-            return self._publisher.find(attempt.job_id, attempt.fingerprint)
+            copy = self._publisher.find(attempt.job_id, attempt.fingerprint)
         except JobError as error:
+            with self._doubt_lock:
+                if error.code == ErrorCode.NETWORK:
+                    self._doubt, self._doubt_until = error, time.monotonic() + DOUBT_SECONDS
             return error
+        with self._doubt_lock:
+            self._doubt = None
+        return copy
 
     def _delay(self, state: State, age: float) -> float:
         return next_look(
@@ -477,21 +518,33 @@ def _progress(output: Any) -> Progress | None:
     if not isinstance(output, dict):
         return None
     try:
-        lines = tuple(Line.model_validate(line) for line in list(output.get("lines") or ())[-20:])
+        lines = tuple(_line(line) for line in list(output.get("lines") or ())[-20:])
         return Progress(
             stage=Stage(str(output["stage"])),
             pct=max(0, min(99, int(output["pct"]))),
-            message=str(output.get("status") or "")[:500].replace("\x00", ""),
+            message=_clean(str(output.get("status") or "")),
             seq=int(output.get("seq") or 0),
             lines=lines,
         )
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         return None
 
 
-def _seq(progress: dict[str, Any] | None) -> int:
-    seq = (progress or {}).get("seq")
-    return seq if isinstance(seq, int) else 0
+def _line(item: Any) -> Line:
+    """A line as PostgreSQL takes it; raises ValueError for what is none."""
+    line = Line.model_validate(item)
+    if not (math.isfinite(line.start) and math.isfinite(line.end)):
+        raise ValueError("a time is no number")
+    return line.model_copy(update={"text": _clean(line.text), "words": ()})
+
+
+def _clean(text: str) -> str:
+    return text[:MAX_TEXT].encode("utf-8", "replace").decode().replace("\x00", "")
+
+
+def _outlived(attempt: Claimed) -> bool:
+    """Whether the platform's own timeout must have ended it by now."""
+    return attempt.age > attempt.execution_timeout_ms / 1000 + CANCEL_FOR
 
 
 def _lost(reason: str) -> JobError:

@@ -37,7 +37,7 @@ def follow(orchestrator: Orchestrator, labels: dict[str, str], *, run: bool) -> 
         try:
             with show.Bars(out, labels) as bars:
                 return watcher.follow(list(labels), bars)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # SIGINT; SIGTERM or SIGHUP
             how = "with the next `lyricpod run`" if watcher.runs else "by itself"
             out.print(f"what has not ended goes on {how}; `lyricpod watch` shows it")
             raise

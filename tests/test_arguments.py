@@ -33,6 +33,15 @@ def test_where_jobs_come_from() -> None:
     assert mode([], {"RUNPOD_REALTIME_PORT": "8000"}) is Mode.API
 
 
+@pytest.mark.parametrize("wrong", [["--test-input", JOB], ["song.mp3"], ["--rp_log_level=x", "y"]])
+def test_a_misspelt_option_is_said_to_be(wrong: list[str]) -> None:
+    """Here no other job is run instead; on RunPod a word too many does not end the worker."""
+    with pytest.raises(UsageError, match=r"there is no option .*--test_input"):
+        mode(wrong, {})
+    assert mode(wrong, RUNPOD) is Mode.SERVING
+    assert mode(["--rp_log_level", "INFO", "--test_input", JOB], {}) is Mode.LOCAL
+
+
 def test_the_file_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without arguments test_input.json is the job; missing or odd it is said to be."""
     monkeypatch.chdir(tmp_path)

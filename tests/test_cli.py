@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,7 @@ def test_submit_wait_runs_the_loop_itself_where_nobody_does(
         ("result", done["job_id"]),
         ("list", "--status", "completed"),
         ("stats", "--json"),
+        ("watch", done["job_id"]),
         env=env,
     )
     found, figures = json.loads(shown[0]), json.loads(shown[4])
@@ -146,6 +148,7 @@ def test_submit_wait_runs_the_loop_itself_where_nobody_does(
     assert done["job_id"] in shown[3]
     assert (figures["success_rate"], figures["jobs"]["completed"]) == (1.0, 1)
     assert [route["endpoint"] for route in figures["routes"]] == [done["endpoint"]]
+    assert f"lyricpod result {done['job_id']}" in shown[5]
 
 
 def test_a_failed_job_is_exit_code_1_with_its_reason(
@@ -188,6 +191,26 @@ def test_watch_follows_jobs_that_another_process_works_on(
     jobs = {job["job_id"]: job["status"] for job in json.loads(out)["jobs"]}
     assert jobs == {first: "completed", second: "error"}
     assert "nothing runs the loop" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_job_that_is_waited_for_is_given_back_on_a_signal(
+    lyricpod: Command,
+    runpod: RunPodDouble,
+    env: Environment,
+    orchestrator: Orchestrator,
+    number: signal.Signals,
+) -> None:
+    """The process says so, ends as shells expect, and no replica is counted after it."""
+    runpod.decide = lambda body: HELD
+    waiting = lyricpod.start("submit", URL, "--wait", "--job-id", "a", env=env)
+    runpod.last("a")
+    assert orchestrator.stats(1).replicas == 1
+    waiting.send_signal(number)
+    _, err = waiting.communicate(timeout=SECONDS)
+    assert waiting.returncode == 128 + number
+    assert "goes on with the next `lyricpod run`" in err
+    assert orchestrator.stats(1).replicas == 0
 
 
 def test_bars_move_on_a_terminal(
@@ -281,10 +304,11 @@ def test_a_file_goes_the_way_that_is_open(
     lyricpod: Command, env: Environment, orchestrator: Orchestrator
 ) -> None:
     """As a path where only this machine works, uploaded first for RunPod, else not at all."""
-    sample = str(SAMPLES / "line.flac")
+    sample = str(lyricpod.folder / "über alles, 50 % #1?.flac")
+    shutil.copy(SAMPLES / "line.flac", sample)
     local = {"DATABASE_URL": env["DATABASE_URL"], "ALLOW_FILE_SOURCES": "1"}
     lyricpod.json("submit", os.path.relpath(sample, lyricpod.folder), "--job-id", "a", env=local)
-    assert _sources(env) == {"a": sample}
+    assert _sources(env) == {"a": Path(sample).as_uri()}
     code, _, err = lyricpod("submit", sample, env={**env, "ALLOW_FILE_SOURCES": "1"})
     assert code == 2
     assert "set CLOUDINARY_URL" in err

@@ -70,6 +70,9 @@ def test_what_is_not_well_has_a_remedy_and_no_secret(env: Environment, tmp_path:
         }
     )
     levels = {finding.check: finding.level for finding in findings}
+    [database] = [finding.message for finding in findings if finding.check == "database"]
+    assert dead in database
+    assert database.endswith("Connection refused")
     for name in ("database", "runpod:e", "cloudinary"):
         assert levels[name] == Level.BROKEN
     assert levels["credit"] == levels["public url"] == Level.WARNING

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from jobserver import LoopbackServer
+from conftest import SAMPLES, StartWorker
+from jobserver import JobServer, LoopbackServer
 
 from handler import download as module
 from handler.download import download
@@ -179,6 +180,22 @@ def test_a_cancel_ends_silence(get: Get, server: SongServer) -> None:
     song = Song(pieces=[100_000], silent=True)
     assert failure(get, song, cancel=cancel).code is ErrorCode.CANCELLED
     thread.join()
+
+
+def test_a_download_moves_the_job_and_ends_with_it(
+    jobs: JobServer, start_worker: StartWorker, server: SongServer
+) -> None:
+    """The job's progress tells the megabytes; a stop waits for no server and leaves no file."""
+    server.song = Song(b"ID3" + b"\7" * 1_000_000, pieces=[750_000], silent=True)
+    worker = start_worker()
+    job = jobs.submit({"audio_url": f"{server.url}/song"})
+    body = jobs.wait_progress(job, lambda body: "0.8 MB" in body["output"]["status"])
+    assert (body["output"]["stage"], body["output"]["pct"]) == ("download", 11)
+    jobs.stop(job)
+    following = jobs.submit({"audio_url": str(SAMPLES / "line.flac")})
+    jobs.wait_result(following)
+    assert [post.job_id for post in jobs.posts if not post.progress] == [following]
+    assert worker.left_files() == []
 
 
 def test_the_announced_size_is_enough_to_refuse(get: Get, tmp_path: Path) -> None:

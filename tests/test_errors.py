@@ -16,6 +16,7 @@ from conftest import SAMPLES, StartWorker, WorkerProcess, running
 from jobserver import JobServer
 from webserver import WebServer
 
+from handler.config import MODELS
 from handler.models import memory_error, out_of_memory
 from handler.worker import MAX_BYTES, answer
 from lyricpod.errors import ErrorCode, JobError
@@ -251,6 +252,19 @@ def test_an_unforeseen_fault_is_internal(jobs: JobServer, start_worker: StartWor
     fault = error["message"].rpartition(" ")[2].rstrip(")")
     assert fault in worker.log
     worker.temporary.mkdir()
+
+
+def test_memory_that_runs_out(jobs: JobServer, start_worker: StartWorker, tmp_path: Path) -> None:
+    """A model that no machine could hold is `out_of_memory`, with the remedy; others still run."""
+    model = tmp_path / "huge"
+    shutil.copytree(MODELS / "nano", model)
+    settings = model / "preprocessor_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "feature_size": 10**15}))
+    worker = start_worker(MODEL=str(model))
+    error = fail(jobs, worker, {"audio_url": LINE})
+    assert error["code"] == "out_of_memory"
+    assert "smaller model" in error["hint"]
+    assert jobs.wait_result(jobs.submit({"audio_url": LINE, "model": "nano"}))["output"]["words"]
 
 
 def test_a_long_result_leaves_the_words_to_the_url() -> None:

@@ -279,6 +279,13 @@ def test_the_platform_log_holds_no_results() -> None:
     assert any(name == "ENV" and "RUNPOD_LOG_LEVEL=INFO" in rest for name, rest in instructions())
 
 
+def test_a_cold_start_waits_for_one_check_of_the_sdk() -> None:
+    """The checks that import torch and call a public address are left out, the GPU's stays."""
+    settings = " ".join(rest for name, rest in instructions() if name == "ENV")
+    assert "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS=true" in settings
+    assert "RUNPOD_SKIP_GPU_CHECK" not in settings
+
+
 def test_offline_only_when_baked() -> None:
     """Hugging Face is kept offline where the build bakes a model, and nowhere else."""
     settings = re.findall(r"HF_HUB_OFFLINE=(\S+)", DOCKERFILE.read_text("utf-8"))
@@ -306,13 +313,18 @@ def test_an_empty_model_bakes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_copied_tree_alone_imports(tmp_path: Path) -> None:
-    """What the image holds of this repository is enough to import the worker's settings."""
+    """What the image holds of this repository is enough for the settings and yt-dlp's process."""
     if not (ROOT / "handler" / "config.py").exists():
         pytest.skip("no handler/config.py in this tree")
     lay_out_image(tmp_path)
     held = {path.name for path in tmp_path.iterdir()}
     assert held == {"handler.py", "handler", "lyricpod", "models"}
-    code = "import handler.config, lyricpod; print(handler.config.__file__, lyricpod.__file__)"
+    code = """if True:
+        import handler.config, lyricpod
+        from handler.ytdlp import check
+        assert check(), "yt-dlp's process does not start"
+        print(handler.config.__file__, lyricpod.__file__)
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", code],

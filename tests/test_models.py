@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,15 @@ import pytest
 from conftest import ROOT, SAMPLES, StartWorker
 from jobserver import JobServer
 
+import handler.models
 from handler.config import Settings
-from handler.models import Models
+from handler.models import Models, find
 from lyricpod.cancel import Cancel
 from lyricpod.errors import ErrorCode, JobError
 
 NANO = ROOT / "models" / "nano"
+REPOSITORY = "Systran/faster-whisper-small"
+REVISION = "536b0662742c02347bc0e980a01041f333bce120"
 
 
 class SlowModel:
@@ -111,6 +115,36 @@ def test_a_load_that_failed_is_tried_again(tmp_path: Path) -> None:
     for path in NANO.iterdir():
         (tmp_path / "late" / path.name).symlink_to(path)
     assert models.get(None).english_only
+
+
+def test_a_cached_model_of_runpod_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its short name or its repository's, for a job too: `refs/main` names the snapshot."""
+    monkeypatch.setattr(handler.models, "RUNPOD_CACHE", tmp_path)
+    snapshot = hub_copy(tmp_path)
+    for name in ("small", REPOSITORY):
+        assert find(name, trusted=False) == str(snapshot)
+    assert Models(Settings(model="small", device="cpu")).get(None).name == "small"
+
+
+def test_a_downloaded_model_needs_no_network(
+    jobs: JobServer, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """A worker whose model lies in Hugging Face's folder, as in a baked image, does its job."""
+    hub_copy(tmp_path / "hub")
+    start_worker(MODEL="small", HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    output = jobs.wait_result(jobs.submit({"audio_url": str(SAMPLES / "line.flac")}))["output"]
+    assert output["model"] == "small"
+    assert "believe me" in output["plain"]
+
+
+def hub_copy(hub: Path) -> Path:
+    """The nano model as a hub's folder holds `small`; the snapshot's folder."""
+    folder = hub / f"models--{REPOSITORY.replace('/', '--')}"
+    snapshot = folder / "snapshots" / REVISION
+    shutil.copytree(NANO, snapshot)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(REVISION)
+    return snapshot
 
 
 def waits_for_model(body: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from importlib.metadata import version
 
-from runpod.serverless.modules import rp_http, rp_job, rp_scale, worker_state
+from runpod.serverless.modules import rp_fitness, rp_http, rp_job, rp_scale, worker_state
 
 
 def test_the_pinned_version_is_installed() -> None:
@@ -41,3 +41,10 @@ def test_sigterm_stops_the_taking_of_jobs() -> None:
     assert "signal.SIGTERM, self.handle_shutdown" in inspect.getsource(rp_scale.JobScaler.start)
     assert "self.kill_worker()" in inspect.getsource(rp_scale.JobScaler.handle_shutdown)
     assert "while self.is_alive()" in inspect.getsource(rp_scale.JobScaler.get_jobs)
+
+
+def test_the_image_can_leave_checks_out() -> None:
+    """The variable that the Dockerfile sets is read before any of those checks is imported."""
+    source = inspect.getsource(rp_fitness._ensure_system_checks_registered)
+    variable = source.index('"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS", "").lower() == "true"')
+    assert variable < source.index("from .rp_system_fitness import")

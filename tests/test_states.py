@@ -23,7 +23,7 @@ seen_timed_out  timed_out:retry   timed_out:retry   timed_out:retry   timed_out:
 missing_early   watch             watch             watch             watch             finish            stop
 missing         lost:retry        lost:retry        lost:retry        lost:retry        finish            lost:settle
 unreachable     watch             watch             watch             watch             finish            watch
-given_up        -                 abandoned:retry   abandoned:retry   abandoned:retry   finish            watch
+given_up        abandoned:retry   abandoned:retry   abandoned:retry   abandoned:retry   finish            watch
 instance_gone   lost:retry        lost:retry        lost:retry        lost:retry        finish            lost:settle
 copy_found      finishing:finish  finishing:finish  finishing:finish  finishing:finish  finish            win
 patience_over   -                 abandoned:retry   -                 -                 -                 lost:settle

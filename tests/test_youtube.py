@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from handler.config import Settings
 from handler.cookies import CookieState, cookies
 from handler.refusals import Exit, Kind, clean, kind_of, refusal
 from handler.video import video_id, watch_url
-from handler.youtube import Video, announce, fetch, proxies
+from handler.youtube import Exits, Video, announce, fetch
 from handler.ytdlp import YtDlp, check
 from handler.ytdlp_process import _options
 from lyricpod.cancel import Cancel
@@ -36,6 +38,7 @@ from lyricpod.errors import ErrorCode, JobError
 
 NAME = "dQw4w9WgXcQ"
 SOUND = random.Random(4).randbytes(100_000)
+PLUGIN = "bgutil-ytdlp-pot-provider"
 SECRET = "planted-cookie-7c41e9"
 REFUSALS = json.loads((Path(__file__).parent / "recordings" / "refusals.json").read_text())
 
@@ -81,6 +84,7 @@ def get(site: YouTubeDouble, tmp_path: Path, temporary: Path) -> Iterator[Fetch]
         site.films[name] = film
         cancel = more.pop("cancel", Cancel())
         on_bytes = more.pop("on_bytes", lambda done, total: None)
+        exits = more.pop("exits", None)
         settings = Settings(
             **{
                 "youtube_proxies": site.url,
@@ -90,7 +94,7 @@ def get(site: YouTubeDouble, tmp_path: Path, temporary: Path) -> Iterator[Fetch]
             }
         )
         url = f"https://youtu.be/{name}?t=3"
-        return fetch(url, folder, settings, cancel=cancel, on_bytes=on_bytes)
+        return fetch(url, folder, settings, cancel=cancel, on_bytes=on_bytes, exits=exits)
 
     yield get
     assert list(temporary.iterdir()) == []
@@ -318,14 +322,17 @@ def test_a_dead_yt_dlp_costs_one_job(
 def test_proxies_are_tried_in_turn(
     get: Fetch, site: YouTubeDouble, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A dead exit and a blocked one are passed over; the blocked one is asked once."""
+    """A dead exit and a blocked one are passed over; the blocked one is not asked again soon."""
     with YouTubeDouble(tmp_path_factory.mktemp("blocked")) as blocked:
-        blocked.films[NAME] = Film(playability=REFUSALS[0]["playability"])
         both = Path(tmp_path_factory.mktemp("both")) / "authorities.pem"
         both.write_bytes(site.authority.read_bytes() + blocked.authority.read_bytes())
-        exits = f"http://user:{SECRET}@127.0.0.1:9, {blocked.url} {site.url}"
-        video = get(Film(SOUND), youtube_proxies=exits, ssl_cert_file=str(both))
-        assert video.path.read_bytes() == SOUND
+        setting = f"http://user:{SECRET}@127.0.0.1:9, {blocked.url} {site.url}"
+        exits = Exits(setting)
+        for name in (NAME, "aqz-KE-bpKQ"):
+            blocked.films[name] = Film(playability=REFUSALS[0]["playability"])
+            video = get(Film(SOUND), name=name, ssl_cert_file=str(both), exits=exits)
+            assert video.path.read_bytes() == SOUND
+        # The second job of this worker goes elsewhere first, and so asks it not at all.
         assert len([r for r in blocked.requests if r[2].startswith("/watch")]) == 1
 
 
@@ -340,8 +347,21 @@ def test_a_block_on_every_exit_says_how_many(get: Fetch, site: YouTubeDouble) ->
 
 def test_the_list_of_proxies_is_read() -> None:
     """Commas and spaces part them, `direct` is this machine's own exit, none means direct."""
-    assert proxies(" http://a:1, socks5://b:2\nDIRECT ") == ["http://a:1", "socks5://b:2", ""]
-    assert proxies("") == [""]
+    three = Exits(" http://a:1, socks5://b:2\nDIRECT ")
+    assert three.in_turn() == [(1, "http://a:1"), (2, "socks5://b:2"), (3, "")]
+    assert Exits("").in_turn() == [(1, "")]
+
+
+def test_a_blocked_exit_is_the_last_to_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a while the others come first; a lone one is asked all the same, as blocks pass."""
+    exits = Exits("http://a:1 http://b:2")
+    exits.blocked("http://a:1")
+    assert exits.in_turn() == [(2, "http://b:2"), (1, "http://a:1")]
+    exits.blocked("http://b:2")
+    assert exits.in_turn() == [(1, "http://a:1"), (2, "http://b:2")]
+    monkeypatch.setattr(youtube, "BLOCKED_SECONDS", -1.0)
+    exits.blocked("http://a:1")
+    assert exits.in_turn() == [(1, "http://a:1"), (2, "http://b:2")]
 
 
 def test_cookies_are_lent_privately(
@@ -542,3 +562,66 @@ def test_the_start_up_check_warns_of_what_is_missing() -> None:
     assert said["the YouTube cookies are of no use"]["state"] == "expired"
     assert ("YouTube may refuse this worker" in said) == (said["yt-dlp ready"]["runtime"] is None)
     assert SECRET not in str(lines)
+
+
+def test_a_provider_of_tokens_needs_its_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """POT_PROVIDER_URL without yt-dlp's plugin for it, which nobody would notice, is said."""
+    plugin = tmp_path / "yt_dlp_plugins" / "extractor" / "getpot_bgutil_http.py"
+    plugin.parent.mkdir(parents=True)
+    told = []
+    for there in (False, True):
+        if there:
+            plugin.touch()
+            monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        with structlog.testing.capture_logs() as lines:
+            announce(Settings(pot_provider_url="http://127.0.0.1:4416"))
+        told.append(any("PO tokens" in line["event"] for line in lines))
+    assert told == [not _has_plugin(), False]
+
+
+def _has_plugin() -> bool:
+    """Whether the real one is installed, as in the image."""
+    try:
+        return bool(metadata.version(PLUGIN))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+class TokenProvider(BaseHTTPRequestHandler):
+    """What bgutil's server answers, as its plugin reads it."""
+
+    token = "cG9UdG9rZW4" * 12
+
+    def do_GET(self) -> None:
+        self._answer({"version": metadata.version(PLUGIN), "server_uptime": 1})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer({"poToken": self.token, "expiresAt": "2100-01-01T00:00:00Z"})
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def test_tokens_of_a_provider_go_with_the_sound(get: Fetch, site: YouTubeDouble) -> None:
+    """The operator's provider may be internal, and what it gives is sent to YouTube."""
+    if not _has_plugin():
+        pytest.skip(f"{PLUGIN} is not installed")
+    with ThreadingHTTPServer(("127.0.0.1", 0), TokenProvider) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        get(Film(SOUND), youtube_clients="mweb", pot_provider_url=url)
+        server.shutdown()
+    media = [path for _, _, path, _ in site.requests if path.startswith("/videoplayback")]
+    assert media
+    assert all(f"pot={TokenProvider.token}" in path for path in media)

@@ -51,11 +51,11 @@ RETURNING a.id, a.job_id, a.number, a.endpoint, a.state, a.lease_token, a.result
 
 -- name: renew
 UPDATE lyricpod_attempts SET lease_until = now() + make_interval(secs => %(lease)s)
-WHERE lease_token = ANY (%(leases)s);
+WHERE id = ANY (%(ids)s) AND lease_token = ANY (%(leases)s);
 
 -- name: release
 UPDATE lyricpod_attempts SET lease_token = NULL, lease_until = NULL
-WHERE lease_token = ANY (%(leases)s);
+WHERE id = ANY (%(ids)s) AND lease_token = ANY (%(leases)s);
 
 -- name: sent
 UPDATE lyricpod_attempts SET
@@ -87,8 +87,13 @@ SELECT percentile_disc(0.9) WITHIN GROUP (ORDER BY seconds)::float8 AS seconds F
     ORDER BY created_at DESC LIMIT 200) AS last_ones;
 
 -- name: withdraw
-WITH gone AS (
-    DELETE FROM lyricpod_attempts WHERE id = %(id)s AND lease_token = %(lease)s RETURNING job_id
+-- Locks the job before the attempt, as all do: else it and a cancel would wait for each other.
+WITH locked AS (
+    SELECT job_id FROM lyricpod_jobs WHERE job_id = %(job_id)s FOR UPDATE
+), gone AS (
+    DELETE FROM lyricpod_attempts a USING locked
+    WHERE a.job_id = locked.job_id AND a.id = %(id)s AND a.lease_token = %(lease)s
+    RETURNING a.job_id
 ), job AS (
     UPDATE lyricpod_jobs l SET
         state = 'waiting', attempts_used = attempts_used - 1,
@@ -170,7 +175,7 @@ WHERE id = %(id)s AND lease_token = %(lease)s;
 -- Closes attempt, job and row, or nothing.
 WITH job AS (
     SELECT l.job_id, l.created_at FROM lyricpod_jobs l
-    WHERE l.job_id = %(job_id)s AND l.state = 'active' FOR UPDATE
+    WHERE l.job_id = %(job_id)s AND l.state <> 'done' FOR UPDATE
 ), attempt AS (
     UPDATE lyricpod_attempts a SET
         state = 'completed', finished_at = COALESCE(a.finished_at, now()), error = NULL,
@@ -221,13 +226,14 @@ FROM job WHERE a.job_id = job.job_id AND a.id <> %(id)s
 -- name: reactivate
 UPDATE lyricpod_jobs SET state = 'active' WHERE job_id = %(job_id)s
   AND state IN ('active', 'waiting')
+  AND created_at <= (SELECT a.created_at FROM lyricpod_attempts a WHERE a.id = %(id)s)
   AND NOT EXISTS (SELECT FROM lyricpod_attempts a WHERE a.job_id = %(job_id)s
                   AND a.id <> %(id)s AND a.state = 'finishing');
 
 -- name: end
 -- Closes the job as failed; the attempt may have to be cancelled yet.
 WITH job AS (
-    SELECT job_id FROM lyricpod_jobs WHERE job_id = %(job_id)s AND state = 'active' FOR UPDATE
+    SELECT job_id FROM lyricpod_jobs WHERE job_id = %(job_id)s AND state <> 'done' FOR UPDATE
 ), attempt AS (
     UPDATE lyricpod_attempts a SET
         state = %(state)s, error = %(error)s, finished_at = COALESCE(a.finished_at, now()),
@@ -255,7 +261,7 @@ SELECT count(*) FROM told;
 -- name: retry
 -- Ends the attempt; the job waits to be sent again.
 WITH job AS (
-    SELECT job_id FROM lyricpod_jobs WHERE job_id = %(job_id)s AND state = 'active' FOR UPDATE
+    SELECT job_id FROM lyricpod_jobs WHERE job_id = %(job_id)s AND state <> 'done' FOR UPDATE
 ), attempt AS (
     UPDATE lyricpod_attempts a SET
         state = %(state)s, error = %(error)s, finished_at = COALESCE(a.finished_at, now()),
@@ -342,7 +348,7 @@ SELECT extract(epoch FROM LEAST(
     (SELECT min(next_try_at) FROM lyricpod_jobs WHERE state = 'waiting')) - now())::float8 AS seconds;
 
 -- name: last_attempt
-SELECT number, endpoint, state, progress, error, result, price_usd, cost_usd, delay_ms, execution_ms
+SELECT number, endpoint, state, progress, error, price_usd, cost_usd, delay_ms, execution_ms
 FROM lyricpod_attempts WHERE job_id = %(job_id)s ORDER BY number DESC LIMIT 1;
 
 -- name: kept_result

@@ -19,14 +19,28 @@ LIMIT %(limit)s
 FOR UPDATE OF j SKIP LOCKED;
 
 -- name: take_in
-INSERT INTO lyricpod_jobs (job_id, request, fingerprint, state, deadline)
-SELECT job_id, request, fingerprint, 'waiting', now() + make_interval(secs => %(deadline)s)
-FROM unnest(%(job_ids)s::text[], %(requests)s::jsonb[], %(fingerprints)s::text[])
-    AS t (job_id, request, fingerprint)
-ON CONFLICT (job_id) DO UPDATE SET
-    request = excluded.request, fingerprint = excluded.fingerprint, state = 'waiting',
-    deadline = excluded.deadline, next_try_at = now(), attempts_used = 0,
-    blocked_on = '{}', failed_on = '{}', cancel_requested_at = NULL;
+-- A job that is not done is left alone: between the look for queued rows and their lock another
+-- replica may have taken one in, and sent it. What is left of an earlier round goes.
+-- Microseconds keep the order in which the rows were found.
+WITH taken AS (
+    INSERT INTO lyricpod_jobs (job_id, request, fingerprint, state, deadline, next_try_at)
+    SELECT job_id, request, fingerprint, 'waiting', now() + make_interval(secs => %(deadline)s),
+           now() - make_interval(secs => 0.000001 * (cardinality(%(job_ids)s::text[]) - place))
+    FROM unnest(%(job_ids)s::text[], %(requests)s::jsonb[], %(fingerprints)s::text[])
+        WITH ORDINALITY AS t (job_id, request, fingerprint, place)
+    ON CONFLICT (job_id) DO UPDATE SET
+        request = excluded.request, fingerprint = excluded.fingerprint, state = 'waiting',
+        created_at = now(), deadline = excluded.deadline, next_try_at = excluded.next_try_at,
+        attempts_used = 0, blocked_on = '{}', failed_on = '{}', cancel_requested_at = NULL
+    WHERE lyricpod_jobs.state = 'done'
+    RETURNING job_id
+)
+UPDATE lyricpod_attempts a SET
+    result = NULL,
+    state = CASE WHEN a.next_poll_at IS NULL THEN a.state ELSE 'abandoned' END,
+    lease_token = NULL, lease_until = NULL,
+    next_poll_at = CASE WHEN a.next_poll_at IS NULL THEN NULL ELSE now() END
+FROM taken WHERE a.job_id = taken.job_id AND (a.result IS NOT NULL OR a.next_poll_at IS NOT NULL);
 
 -- name: refuse
 -- A row that can't be read as a job.
@@ -39,11 +53,14 @@ UPDATE jobs SET
 WHERE id = %(job_id)s AND status = 'queued';
 
 -- name: waiting
+-- Whose turn has been due for longest: jobs that no endpoint can take now go to the end of the
+-- line when they are postponed, and hold up no other.
 SELECT l.job_id, l.request, l.fingerprint, l.attempts_used, l.blocked_on, l.failed_on,
-       extract(epoch FROM l.deadline - now())::float8 AS remaining, j.status, j.duration
+       extract(epoch FROM l.deadline - now())::float8 AS remaining, j.status
+     , j.duration   --? duration
 FROM lyricpod_jobs l LEFT JOIN jobs j ON j.id = l.job_id
 WHERE l.state = 'waiting' AND l.next_try_at <= now()
-ORDER BY l.created_at
+ORDER BY l.next_try_at
 LIMIT %(limit)s
 FOR UPDATE OF l SKIP LOCKED;
 
@@ -80,7 +97,8 @@ WITH job AS (
 SELECT count(*) FROM told;
 
 -- name: begin
--- The intent to send, committed before the sending.
+-- The intent to send, committed before the sending. A job that has an active attempt stays with
+-- it: one such row must not keep the others of its batch from being sent.
 WITH new AS (
     SELECT * FROM unnest(
         %(job_ids)s::text[], %(endpoints)s::text[], %(instances)s::uuid[],
@@ -108,6 +126,8 @@ SELECT new.job_id,
        endpoint, instance, 'submitting', timeout_ms, price, digest,
        now(), gen_random_uuid(), now() + make_interval(secs => %(lease)s)
 FROM new
+WHERE NOT EXISTS (SELECT FROM lyricpod_attempts a WHERE a.job_id = new.job_id
+                  AND a.state IN ('submitting', 'unknown', 'queued', 'running', 'finishing'))
 RETURNING id, job_id, number, lease_token;
 
 -- name: cancel
@@ -117,7 +137,7 @@ WITH job AS (
     WHERE job_id = %(job_id)s AND state <> 'done' RETURNING job_id
 ), attempts AS (
     UPDATE lyricpod_attempts a SET
-        state = 'abandoned', lease_token = NULL, lease_until = NULL, urgent = true,
+        state = 'abandoned', lease_token = NULL, lease_until = NULL, urgent = true, result = NULL,
         next_poll_at = CASE WHEN runpod_id IS NULL THEN now() + interval '1 minute' ELSE now() END
     FROM job
     WHERE a.job_id = job.job_id
@@ -155,8 +175,8 @@ WHERE j.id = %(job_id)s FOR UPDATE OF j;
 UPDATE jobs SET
     status = 'queued',
     error_message = NULL,
-    results_url = NULL,
-    srt_url = NULL
+    results_url = NULL
+  , srt_url = NULL                    --? srt_url
   , status_message = 'Queued again'   --? status_message
   , pct = 0                           --? pct
   , completed_at = NULL               --? completed_at
@@ -164,10 +184,13 @@ UPDATE jobs SET
 WHERE id = %(job_id)s;
 
 -- name: resume_kept
--- A finished result that could not be kept: keep it now instead of making it again.
+-- A finished result that could not be kept: keep it now instead of making it again, unless the
+-- row is of another source by now.
 WITH kept AS (
-    SELECT a.id FROM lyricpod_attempts a JOIN lyricpod_jobs l USING (job_id)
+    SELECT a.id FROM lyricpod_attempts a
+    JOIN lyricpod_jobs l USING (job_id) JOIN jobs j ON j.id = a.job_id
     WHERE a.job_id = %(job_id)s AND a.result IS NOT NULL AND a.state IN ('failed', 'finishing')
+      AND j.youtube_url IN (l.request ->> 'youtube_url', l.request ->> 'audio_url')
     ORDER BY a.number DESC LIMIT 1
 ), attempt AS (
     UPDATE lyricpod_attempts a SET state = 'finishing', next_poll_at = now(), publish_tries = 0,
@@ -186,7 +209,10 @@ WITH kept AS (
 SELECT count(*) FROM job;
 
 -- name: row
-SELECT id AS job_id, status, error_message, results_url, srt_url, title, duration, created_at
+SELECT id AS job_id, status, error_message, results_url, created_at
+  , srt_url                   --? srt_url
+  , title                     --? title
+  , duration                  --? duration
   , updated_at                --? updated_at
   , pct                       --? pct
   , status_message            --? status_message
@@ -196,7 +222,10 @@ SELECT id AS job_id, status, error_message, results_url, srt_url, title, duratio
 FROM jobs WHERE id = %(job_id)s;
 
 -- name: rows
-SELECT id AS job_id, status, error_message, results_url, srt_url, title, duration, created_at
+SELECT id AS job_id, status, error_message, results_url, created_at
+  , srt_url                   --? srt_url
+  , title                     --? title
+  , duration                  --? duration
   , updated_at                --? updated_at
   , pct                       --? pct
   , status_message            --? status_message

@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS lyricpod_jobs (
     failed_on text[] NOT NULL DEFAULT '{}',
     cancel_requested_at timestamptz
 );
-CREATE INDEX IF NOT EXISTS lyricpod_jobs_waiting ON lyricpod_jobs (created_at)
+CREATE INDEX IF NOT EXISTS lyricpod_jobs_due ON lyricpod_jobs (next_try_at)
     WHERE state = 'waiting';
 
 -- One sending of a job to an endpoint.
