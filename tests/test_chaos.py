@@ -1,4 +1,4 @@
-"""A small chaos: replicas are killed and answers lost while jobs run (`bench/chaos.py` is large)."""
+"""A small chaos: replicas are killed and answers lost while jobs run; see `bench/chaos.py`."""
 
 from __future__ import annotations
 
