@@ -9,8 +9,8 @@ from orchestrator.errors import (
     OrchestratorError,
     UnknownJob,
 )
+from orchestrator.records import JobRow
 from orchestrator.service import Health, JobProgress, Orchestrator
-from orchestrator.store import JobRow
 
 __all__ = [
     "ConfigError",

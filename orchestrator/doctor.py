@@ -31,7 +31,8 @@ from orchestrator.errors import DatabaseUnavailable, OrchestratorError
 from orchestrator.exchange import Exchange, NotSent, Unanswered
 from orchestrator.fleet import Fleet
 from orchestrator.local import LOCAL, LocalPod
-from orchestrator.store import REQUIRED, Store
+from orchestrator.store import Store
+from orchestrator.tables import REQUIRED
 
 CONNECT_SECONDS = 5
 HTTP_SECONDS = 10.0

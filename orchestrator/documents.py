@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.doctor import Finding, Level
+from orchestrator.records import JobRow
 from orchestrator.service import JobProgress
 from orchestrator.stats import Stats
-from orchestrator.store import JobRow
 
 Json = dict[str, Any]
 

@@ -74,7 +74,9 @@ class Exchange:
     def __init__(self, headers: Mapping[str, str], *, seconds: float, limit: int) -> None:
         self._seconds = seconds
         self._limit = limit
-        self._headers = CaseInsensitiveDict({"Accept-Encoding": "identity", **headers})
+        self._headers: CaseInsensitiveDict[str | bytes] = CaseInsensitiveDict(
+            {"Accept-Encoding": "identity", **headers}
+        )
         connect = min(CONNECT_SECONDS, seconds / 4)
         self._timeout = (connect, seconds - connect)
         self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=POOL_SIZE)

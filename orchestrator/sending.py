@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lyricpod.errors import ErrorCode, JobError
 from lyricpod.request import JobRequest
 from orchestrator.config import EXECUTION_LEAST, EXECUTION_MOST, Settings
-from orchestrator.store import QueuedRow, Waiting
+from orchestrator.records import QueuedRow, Waiting
 from orchestrator.video import is_youtube
 
 START_SECONDS = 120.0  # for a worker to load its model and fetch the audio

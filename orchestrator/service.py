@@ -26,10 +26,11 @@ from orchestrator.fleet import Fleet
 from orchestrator.kept import read_url
 from orchestrator.listener import Listener
 from orchestrator.log import get_logger
+from orchestrator.records import JobRow
 from orchestrator.results import Publisher, decompress
 from orchestrator.sending import checked
 from orchestrator.stats import Stats, read
-from orchestrator.store import JobRow, Store
+from orchestrator.store import Store
 from orchestrator.sync import Loop
 
 ENDED = ("completed", "error", "done")

@@ -18,9 +18,9 @@ from rich.text import Text
 
 from lyricpod.result import JobResult, Line
 from orchestrator.doctor import Finding, Level
+from orchestrator.records import JobRow
 from orchestrator.service import JobProgress
 from orchestrator.stats import Route, Spread, Stats
-from orchestrator.store import JobRow
 
 FILE_WIDTH = 300  # columns where the output is no terminal: nothing is cut for grep
 LABEL = 28  # characters of a job's name beside its bar

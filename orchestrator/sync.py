@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import psycopg
@@ -17,12 +17,14 @@ from orchestrator.config import Settings
 from orchestrator.crew import Crew
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.fleet import Fleet
+from orchestrator.jobs import Batch
 from orchestrator.local import LOCAL
 from orchestrator.log import get_logger
+from orchestrator.records import Begun, Claimed, Finishing, Intent, QueuedRow, Waiting
 from orchestrator.results import Publisher
 from orchestrator.router import Choice, Wish, choose
 from orchestrator.sending import body, is_file, read_row, timeout_ms
-from orchestrator.store import Begun, Claimed, Finishing, Intent, QueuedRow, Store, Waiting
+from orchestrator.store import Store
 from orchestrator.turn import Turns
 
 BUSY_SECONDS = 0.02  # between two rounds while there is work: claims are made in batches
@@ -36,6 +38,8 @@ WAIT_SECONDS = 2.0  # before a job that no endpoint can take now is looked at ag
 OUTAGE_FIRST, OUTAGE_LONGEST = 0.5, 5.0  # seconds between two tries to reach the database
 BATCH = 100  # rows in one claim
 FINISH_SHARE = 0.6  # of the shutdown's time: for work under way; the rest is for giving it back
+
+Plan = tuple[Intent, dict[str, Any]]  # a sending and its body
 
 log = get_logger()
 
@@ -183,40 +187,40 @@ class Loop:
         free = min(self._senders.free, BATCH)
         if free <= 0:
             return 0
-        bodies: dict[str, tuple[Intent, dict[str, Any]]] = {}
-        begun: list[Begun] = []
         with self._store.waiting(free) as (jobs, batch):
-            idle: dict[str, list[str]] = {}
-            for job in jobs:
-                try:
-                    if error := _over(job):
-                        batch.end(job.job_id, error)
-                        continue
-                    choice = self._choose(job)
-                    if choice.final:
-                        batch.end(job.job_id, _nowhere(choice))
-                    elif choice.name is None:
-                        idle.setdefault(choice.reason, []).append(job.job_id)
-                    elif self._has_token(choice.name):
-                        bodies[job.job_id] = self._intend(job, choice.name)
-                except psycopg.Error:
-                    raise
-                except Exception as fault:  # noqa: BLE001 - one job's fault ends with its job
-                    self._fault(fault)
-                    batch.end(job.job_id, _unforeseen(fault))
-            for reason, job_ids in idle.items():
-                batch.postpone(job_ids, f"Waiting: {reason}", WAIT_SECONDS)
-            if bodies:
-                intents = [intent for intent, _ in bodies.values()]
-                begun = batch.begin(intents, self._settings.lease_seconds)
+            plans = self._plan(jobs, batch)
+            intents = [intent for intent, _ in plans.values()]
+            begun = batch.begin(intents, self._settings.lease_seconds) if intents else []
         for attempt in begun:
-            intent, sent = bodies[attempt.job_id]
+            intent, sent = plans[attempt.job_id]
             self._under_lease(
                 self._senders,
                 attempt,
                 lambda a=attempt, i=intent, s=sent: self._turns.send(a, i.endpoint, s),  # type: ignore[misc]
             )
         return len(begun)
+
+    def _plan(self, jobs: Sequence[Waiting], batch: Batch) -> dict[str, Plan]:
+        """What is sent where; the other jobs are ended or looked at again later."""
+        plans: dict[str, Plan] = {}
+        idle: dict[str, list[str]] = {}
+        for job in jobs:
+            try:
+                choice = self._choose(job)
+                if error := _over(job) or _nowhere(choice):
+                    batch.end(job.job_id, error)
+                elif choice.name is None:
+                    idle.setdefault(choice.reason, []).append(job.job_id)
+                elif self._has_token(choice.name):
+                    plans[job.job_id] = self._intend(job, choice.name)
+            except psycopg.Error:
+                raise
+            except Exception as fault:  # noqa: BLE001 - one job's fault ends with its job
+                self._fault(fault)
+                batch.end(job.job_id, _unforeseen(fault))
+        for reason, job_ids in idle.items():
+            batch.postpone(job_ids, f"Waiting: {reason}", WAIT_SECONDS)
+        return plans
 
     def _choose(self, job: Waiting) -> Choice:
         wish = Wish(blocked_on=frozenset(job.blocked_on), failed_on=tuple(job.failed_on))
@@ -231,7 +235,7 @@ class Loop:
         limits = self._fleet.limits(name)
         return limits is None or limits.run.try_take() == 1
 
-    def _intend(self, job: Waiting, name: str) -> tuple[Intent, dict[str, Any]]:
+    def _intend(self, job: Waiting, name: str) -> Plan:
         kind: Literal["runpod", "local"] = "local" if name == LOCAL else "runpod"
         token, digest = webhooks.new_token()
         public = self._settings.public_url if kind == "runpod" else ""
@@ -333,7 +337,10 @@ def _over(job: Waiting) -> JobError | None:
     return None
 
 
-def _nowhere(choice: Choice) -> JobError:
+def _nowhere(choice: Choice) -> JobError | None:
+    """Why no endpoint will ever take it."""
+    if not choice.final:
+        return None
     return JobError(ErrorCode.SOURCE_BLOCKED, f"no endpoint can fetch the audio: {choice.reason}")
 
 

@@ -33,9 +33,10 @@ from orchestrator.fleet import Fleet
 from orchestrator.local import LOCAL
 from orchestrator.log import get_logger
 from orchestrator.pace import next_look
+from orchestrator.records import Account, Begun, Claimed, Finishing
 from orchestrator.results import Publisher, compress, decompress, failure, normalise
 from orchestrator.states import Action, Event, State, Step, decide
-from orchestrator.store import Account, Begun, Claimed, Finishing, Store
+from orchestrator.store import Store
 
 EARLY_SECONDS = 60.0  # a 404 this soon after the sending may be a replica of RunPod's that lags
 GIVE_UP_SECONDS = 120.0  # an endpoint that is silent for so long loses its jobs to another

@@ -22,9 +22,10 @@ from orchestrator.config import Settings
 from orchestrator.credit import Credit
 from orchestrator.endpoint import Misconfigured
 from orchestrator.fleet import Fleet
+from orchestrator.records import Account, Claimed, Intent, QueuedRow
 from orchestrator.results import compress
 from orchestrator.states import State
-from orchestrator.store import Account, Claimed, Intent, QueuedRow, Store
+from orchestrator.store import Store
 
 OTHER = "https://www.youtube.com/watch?v=aaaaaaaaaaa"
 RESULT = JobResult(words=(Word(word="la", start=0.0, end=0.5),), plain="la")
