@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from lyricpod.errors import ConfigError
 from orchestrator.config import Settings
 from orchestrator.credit import Credit
-from orchestrator.endpoint import Endpoint, EndpointClient, Health, Misconfigured, Unreachable
+from orchestrator.endpoint import (
+    Endpoint,
+    EndpointClient,
+    Health,
+    Look,
+    Misconfigured,
+    Refused,
+    Sent,
+    Uncertain,
+    Unreachable,
+)
 from orchestrator.errors import OrchestratorError
 from orchestrator.limits import Limits
 from orchestrator.local import LOCAL, LocalPod
@@ -122,6 +132,19 @@ class Fleet:
             if self.local:
                 found.append(self._local_candidate(in_flight))
         return found
+
+    def note(self, endpoint: str, answer: Sent | Look) -> None:
+        """Learn from any answer whether an endpoint is reachable and its settings are right."""
+        match answer:
+            case Misconfigured():
+                self.misconfigured(endpoint, answer)
+            case Refused(reason, retry_after) | Unreachable(reason, retry_after):
+                if retry_after is None:
+                    self.missed(endpoint, reason)
+            case Uncertain():
+                pass  # one lost answer is no outage; the next look tells
+            case _:
+                self.reached(endpoint)
 
     def reached(self, name: str) -> None:
         """An endpoint answered."""

@@ -417,7 +417,7 @@ def test_an_expired_result_is_made_again(
     rows: Rows, runpod: RunPodDouble, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A late 404 is LOST, not FAILED: without a durable copy the job is sent again."""
-    monkeypatch.setattr("orchestrator.turn.EARLY_SECONDS", 0.5)
+    monkeypatch.setattr("orchestrator.observe.EARLY_SECONDS", 0.5)
     orchestrator = start()
     job = orchestrator.submit(youtube_url=URL)
     rows.attempt_until(job, lambda a: a["state"] == "queued")
