@@ -549,11 +549,11 @@ def test_a_storage_that_does_not_answer_holds_one_look_at_most(
         raise JobError(ErrorCode.NETWORK, "the storage does not answer")
 
     monkeypatch.setattr("orchestrator.results.Publisher.find", silent)
-    turns = start(loop=False)._loop._turns
+    observer = start(loop=False)._loop._turns._observer
     send(store, take_in(store, rows, "job"))
     attempt = claim(store, "job")
-    assert [type(turns._copy(attempt)) for _ in range(20)] == [JobError] * 20
+    assert [type(observer.copy(attempt)) for _ in range(20)] == [JobError] * 20
     assert len(asked) == 1
-    turns._doubt_until = 0.0
+    observer._doubt_until = 0.0
     monkeypatch.setattr("orchestrator.results.Publisher.find", lambda *_: RESULT)
-    assert [turns._copy(attempt) for _ in range(2)] == [RESULT] * 2
+    assert [observer.copy(attempt) for _ in range(2)] == [RESULT] * 2
