@@ -11,7 +11,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make check   format, lint, types, layers"
 	@echo "make format  put the code into its format"
-	@echo "make bench   measure the worker against bare faster-whisper; takes some minutes"
+	@echo "make bench   measure both halves; takes half an hour on an idle machine"
 
 $(PY):
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -35,7 +35,8 @@ demo: $(VENV)/.worker
 	$(PY) tools/demo.py
 
 test: $(VENV)/.dev
-	$(PY) -m pytest
+	# Most tests wait for processes: three files at once make the best of two cores.
+	$(PY) -m pytest -n 3 --dist loadfile
 
 check: $(VENV)/.dev
 	$(PY) -m ruff format --check .

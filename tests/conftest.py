@@ -16,6 +16,12 @@ from cloudinary_double import CloudinaryDouble
 from jobserver import JobServer
 from postgres import Postgres, postgres
 
+# Under nohup, or in the background of a script, both are ignored, by our children too: tests that
+# send them would wait for ever.
+for ignored in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, signal.SIG_DFL)
+
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "samples"
 
