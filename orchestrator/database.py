@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+import select
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ CONNECT_SECONDS = 5
 # Tries to connect are further and further apart, and a pool that gave up starts anew with its next
 # caller: giving up soon means that the end of an outage is noticed soon.
 RECONNECT_SECONDS = 5.0
+RESTED_SECONDS = 2.0  # a connection that was lent later than that is taken to work still
 IDLE_SECONDS = 300.0  # connections above the first are closed after so long without use
 LIFE_SECONDS = 1800.0  # proxies between a cloud's machines drop older ones silently
 STATEMENT_SECONDS, TRANSACTION_SECONDS = 30, 60
@@ -65,7 +70,7 @@ def stop_local(state_dir: Path) -> None:
 def pool(url: str, *, size: int, name: str) -> ConnectionPool[psycopg.Connection]:
     """At most `size` connections, the first made in the background; close it when done.
 
-    Each is checked before it is lent, is in autocommit (so a transaction is `with
+    Each that rested is checked before it is lent; each is in autocommit (so a transaction is `with
     connection.transaction()`), speaks UTC, and ends a statement after 30 s. An unreachable
     database raises `psycopg_pool.PoolTimeout` after 10 s; each caller has it tried again.
 
@@ -83,11 +88,29 @@ def pool(url: str, *, size: int, name: str) -> ConnectionPool[psycopg.Connection
         reconnect_timeout=RECONNECT_SECONDS,
         max_idle=IDLE_SECONDS,
         max_lifetime=LIFE_SECONDS,
-        check=ConnectionPool.check_connection,
+        check=_check_rested,
         configure=_configure,
         kwargs={**settings, "autocommit": True},
         open=True,
     )
+
+
+# When each connection was last lent, in monotonic seconds.
+_lent: weakref.WeakKeyDictionary[psycopg.Connection[Any], float] = weakref.WeakKeyDictionary()
+
+
+def _check_rested(connection: psycopg.Connection[Any]) -> None:
+    """Check a connection that rested, or whose server says something, which may be its end.
+
+    One that was just used and is silent need not cost another round trip.
+    """
+    now = time.monotonic()
+    rested = now - _lent.get(connection, -math.inf) > RESTED_SECONDS
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if rested or poll.poll(0):
+        ConnectionPool.check_connection(connection)
+    _lent[connection] = now
 
 
 def _configure(connection: psycopg.Connection) -> None:

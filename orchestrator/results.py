@@ -27,6 +27,7 @@ MAX_WRAPPERS = 8  # an answer inside an answer inside ...
 
 # What older workers call the same thing, the contract's name first.
 RESULT_URLS = ("resultUrl", "result_url", "resultsUrl", "results_url", "url")
+LAID_OUT = ("words", "lines", "srt", "plain")
 SRT_URLS = ("srtUrl", "srt_url")
 TEXTS = ("plain", "text")
 READ_BY_HAND = frozenset(
@@ -63,6 +64,8 @@ def normalise(output: Any, *, job_id: str, fingerprint: str) -> JobResult | None
         raise failure(error if isinstance(error, str | Mapping) else answer)
     if _text(answer.get("fingerprint"), MAX_TEXT) not in (None, fingerprint):
         return None
+    if ours := _ours(answer, job_id, fingerprint):
+        return ours
     warnings = list(_warnings(answer.get("warnings")))
     result_url = _url(answer, RESULT_URLS, warnings)
     laid_out = _layout(answer, warnings)
@@ -80,6 +83,43 @@ def normalise(output: Any, *, job_id: str, fingerprint: str) -> JobResult | None
         job_id=job_id,
         fingerprint=fingerprint,
     )
+
+
+def _ours(answer: Mapping[str, Any], job_id: str, fingerprint: str) -> JobResult | None:
+    """The answer of a worker like ours, if it is all that the contract says: nothing to mend.
+
+    Most answers are: to lay each out anew was a fifth of the loop's time.
+    """
+    whole = all(answer.get(name) is not None for name in LAID_OUT)
+    if not whole or (answer.get("job_id"), answer.get("fingerprint")) != (job_id, fingerprint):
+        return None
+    try:
+        result = JobResult.model_validate(answer)
+    except (ValidationError, RecursionError):
+        return None
+    urls = [url for url in (result.result_url, result.srt_url) if url is not None]
+    texts = (result.title, result.language, result.model, result.video_id, *result.warnings)
+    clean = not any(_CONTROLS.search(text) or len(text) > MAX_TEXT for text in texts if text)
+    fine = clean and all(map(_is_url, urls)) and _finite(result) and _in_order(result)
+    return result if fine else None
+
+
+def _finite(result: JobResult) -> bool:
+    numbers = [result.duration, result.language_probability]
+    numbers += result.timings.model_dump().values() if result.timings else ()
+    return all(math.isfinite(number) for number in numbers if number is not None)
+
+
+def _in_order(result: JobResult) -> bool:
+    """Whether words and lines follow each other, within the audio; no number passes as NaN."""
+    last = math.inf if result.duration is None else result.duration
+    for items in (result.words or (), result.lines or ()):
+        end = 0.0
+        for item in items:
+            if not end <= item.start <= item.end <= last:
+                return False
+            end = item.end
+    return all(0 <= word.probability <= 1 and word.word for word in result.words or ())
 
 
 def failure(error: object) -> JobError:

@@ -452,3 +452,64 @@ def test_many_threads_publish_at_once(
         list(threads.map(publish, range(32)))
     assert caplog.records == []
     assert len(cloudinary.assets) == 128
+
+
+def own_answer(**changes: Any) -> dict[str, Any]:
+    """What a worker of today answers, with changes."""
+    words = [
+        {"word": "la", "start": 0.5, "end": 1.0, "probability": 0.9},
+        {"word": "lo", "start": 1.0, "end": 1.5, "probability": 0.8},
+    ]
+    own = {
+        "words": words,
+        "lines": [{"text": "la lo", "start": 0.5, "end": 1.5, "words": words}],
+        "srt": "1\n00:00:00,500 --> 00:00:01,500\nla lo\n",
+        "plain": "la lo\n",
+        "duration": 2.0,
+        "title": "A song",
+        "job_id": "job",
+        "fingerprint": "f" * 64,
+        "timings": {"total": 1.0},
+        "artist": "Somebody",
+    }
+    return {**own, **changes}
+
+
+def test_an_answer_of_today_comes_through_as_it_is() -> None:
+    """Whole and in order, nothing of it is laid out anew."""
+    answer = own_answer(plain="as the worker laid it out\n", resultUrl="https://example.org/r")
+    result = normalise(answer, job_id="job", fingerprint="f" * 64)
+    assert result is not None
+    assert result.plain == "as the worker laid it out\n"
+    assert (result.artist, result.result_url) == ("Somebody", "https://example.org/r")
+    assert decompress(compress(result)) == result
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"words": [{"word": "la", "start": 3.0, "end": 1.0}]},
+        {"words": [{"word": "la", "start": float("nan"), "end": 1.0}]},
+        {"words": [{"word": "la", "start": 0.0, "end": 9.0}]},
+        {"words": [{"word": "la", "start": 0.0, "end": 1.0, "probability": 7.0}]},
+        {"lines": None},
+        {"plain": None},
+        {"title": "nul\x00"},
+        {"resultUrl": "javascript:alert(1)"},
+        {"duration": float("inf")},
+        {"timings": {"total": float("inf")}},
+        {"job_id": "another"},
+    ],
+)
+def test_an_answer_of_today_that_is_not_whole_is_mended(changes: dict[str, Any]) -> None:
+    """Whatever is out of the contract's order is laid out anew, cleaned or ignored."""
+    result = normalise(own_answer(**changes), job_id="job", fingerprint="f" * 64)
+    assert result is not None
+    assert result.job_id == "job"
+    assert "\x00" not in (result.title or "")
+    assert (result.result_url or "https:").startswith("https:")
+    times = [time for word in result.words or () for time in (word.start, word.end)]
+    assert times == sorted(times)
+    assert all(time <= 2.0 or changes.get("duration") for time in times)
+    assert all(0 <= word.probability <= 1 for word in result.words or ())
+    assert decompress(compress(result)) == result
