@@ -73,7 +73,8 @@ WHERE id = %(id)s AND runpod_id IS NULL AND state IN ('submitting', 'unknown', '
 -- name: uncertain
 UPDATE lyricpod_attempts SET
     state = 'unknown', submitted_at = COALESCE(submitted_at, now()),
-    waiting_until = COALESCE(waiting_until, now() + make_interval(secs => %(patience)s)),
+    -- Reckoned anew at each look: in the first minutes nobody knows yet how long jobs take.
+    waiting_until = COALESCE(submitted_at, now()) + make_interval(secs => %(patience)s),
     lease_token = NULL, lease_until = NULL,
     next_poll_at = CASE WHEN urgent THEN 'epoch'
                         ELSE now() + make_interval(secs => %(delay)s) END
