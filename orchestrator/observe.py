@@ -14,12 +14,17 @@ from lyricpod.progress import Progress, Stage
 from lyricpod.result import JobResult, Line
 from orchestrator.config import Settings
 from orchestrator.endpoint import (
+    Accepted,
     EndpointClient,
     Look,
     Misconfigured,
     Missing,
     Phase,
+    Refused,
+    Rejected,
     Seen,
+    Sent,
+    Uncertain,
     Unreachable,
 )
 from orchestrator.fleet import Fleet
@@ -45,7 +50,7 @@ class Observed:
     result: JobResult | None = None
     progress: Progress | None = None
     account: Account = field(default_factory=Account)
-    runpod_id: str | None = None
+    runpod_id: str | None = None  # of a sending that was accepted
     wait: float | None = None  # seconds that the endpoint asked for
 
 
@@ -231,6 +236,23 @@ class Observer:
         with self._doubt_lock:
             self._doubt = None
         return copy
+
+
+def answered(answer: Sent) -> Observed:
+    """What the answer to a sending says of it."""
+    match answer:
+        case Accepted(runpod_id):
+            return Observed(Event.ACCEPTED, runpod_id=runpod_id)
+        case Refused(reason, retry_after):
+            error = JobError(ErrorCode.NETWORK, reason)
+            return Observed(Event.REFUSED, error=error, wait=retry_after)
+        case Misconfigured(reason, hint):
+            return Observed(Event.REFUSED, error=JobError(ErrorCode.NETWORK, reason, hint=hint))
+        case Uncertain(reason):
+            return Observed(Event.UNCERTAIN, error=JobError(ErrorCode.NETWORK, reason))
+        case Rejected(reason):
+            error = JobError(ErrorCode.INVALID_INPUT, f"the request was refused: {reason}")
+            return Observed(Event.REJECTED, error=error)
 
 
 def _account(seen: Seen, price: float | None) -> Account:

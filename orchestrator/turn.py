@@ -11,20 +11,12 @@ from lyricpod.errors import ErrorCode, JobError
 from lyricpod.result import JobResult
 from orchestrator import policy
 from orchestrator.config import Settings
-from orchestrator.endpoint import (
-    Accepted,
-    Misconfigured,
-    Refused,
-    Rejected,
-    Sent,
-    Uncertain,
-)
 from orchestrator.errors import DatabaseUnavailable
 from orchestrator.fleet import Fleet
 from orchestrator.log import get_logger
-from orchestrator.observe import Observed, Observer, lost
+from orchestrator.observe import Observed, Observer, answered, lost
 from orchestrator.pace import next_look
-from orchestrator.records import Account, Begun, Claimed, Finishing
+from orchestrator.records import Account, Begun, Claimed, Finishing, shown
 from orchestrator.results import Publisher, compress, decompress
 from orchestrator.states import Action, Event, State, Step, decide
 from orchestrator.store import Store
@@ -79,29 +71,35 @@ class Turns:
             return
         answer = client.run(body)
         self._fleet.note(endpoint, answer)
+        observed = answered(answer)
         # The answer is in memory alone: an outage of the database must not lose it at once.
-        self._insist(lambda: self._note_sending(attempt, endpoint, answer))
+        self._insist(lambda: self._note_sending(attempt, endpoint, observed))
 
-    def _note_sending(self, attempt: Begun, endpoint: str, answer: Sent) -> None:
-        match answer:
-            case Accepted(runpod_id):
-                delay = self._delay(State.QUEUED, 0.0)
-                ids = {"job_id": attempt.job_id, "runpod_id": runpod_id, "number": attempt.number}
-                if self._store.sent(attempt, runpod_id, delay):
-                    log.info("job sent", endpoint=endpoint, **ids)
-                else:
-                    log.warning("job sent, but the lease was gone", endpoint=endpoint, **ids)
-            case Refused(reason, retry_after):
-                pause = retry_after or RESEND_SECONDS
-                self._store.withdraw(attempt, f"Waiting: {reason}", pause)
-            case Misconfigured(reason, hint):
-                self._store.withdraw(attempt, f"Waiting: {reason}; {hint}", RESEND_SECONDS)
-            case Uncertain(reason):
-                log.warning("the sending's answer was lost", job_id=attempt.job_id, reason=reason)
+    def _note_sending(self, attempt: Begun, endpoint: str, observed: Observed) -> None:
+        step = decide(State.SUBMITTING, observed.event)
+        error = observed.error or lost(observed.event.value)
+        match step.action:
+            case Action.WATCH if observed.runpod_id:
+                self._note_id(attempt, endpoint, observed.runpod_id)
+            case Action.WATCH:
+                log.warning(
+                    "the sending's answer was lost", job_id=attempt.job_id, reason=error.message
+                )
                 self._store.uncertain(attempt, self._expected(endpoint), COPY_FIRST)
-            case Rejected(reason):
-                error = JobError(ErrorCode.INVALID_INPUT, f"the request was refused: {reason}")
-                self._store.end(attempt, State.FAILED, error, Account())
+            case Action.WITHDRAW:
+                pause = observed.wait or RESEND_SECONDS
+                self._store.withdraw(attempt, f"Waiting: {shown(error)}", pause)
+            case Action.END:
+                self._store.end(attempt, step.state, error, Account())
+            case _:
+                raise AssertionError(f"no answer of a sending leads to {step}")
+
+    def _note_id(self, attempt: Begun, endpoint: str, runpod_id: str) -> None:
+        ids = {"job_id": attempt.job_id, "runpod_id": runpod_id, "number": attempt.number}
+        if self._store.sent(attempt, runpod_id, self._delay(State.QUEUED, 0.0)):
+            log.info("job sent", endpoint=endpoint, **ids)
+        else:
+            log.warning("job sent, but the lease was gone", endpoint=endpoint, **ids)
 
     def _insist(self, write: Callable[[], None]) -> None:
         # Longer than the lease: an id that is noted late still saves a second sending.
@@ -253,31 +251,42 @@ class Turns:
 
     def keep(self, attempt: Finishing) -> None:
         """Upload a committed result, and close its job."""
+        observed = self._publish(attempt)
+        step = decide(State.FINISHING, observed.event)
+        error = observed.error or lost(observed.event.value)
+        match step.action:
+            case Action.CLOSE if observed.result:
+                here = None if observed.result.result_url else attempt.result
+                if self._store.complete(attempt, observed.result, Account(), kept_here=here):
+                    log.info("job completed", job_id=attempt.job_id, endpoint=attempt.endpoint)
+            case Action.WATCH:
+                delay = min(PUBLISH_LONGEST, PUBLISH_FIRST * 2 ** min(attempt.publish_tries, 10))
+                log.warning(
+                    "the result is not kept yet", job_id=attempt.job_id, error=error.message
+                )
+                self._store.unpublished(attempt, error, delay)
+            case Action.END:
+                self._store.end(attempt, step.state, error, Account())
+                log.error("the result could not be kept in time", job_id=attempt.job_id)
+            case Action.SETTLE:
+                self._store.orphan(attempt.job_id)
+                self._store.settle(attempt, step.state, Account())
+            case _:
+                raise AssertionError(f"no try to keep a result leads to {step}")
+
+    def _publish(self, attempt: Finishing) -> Observed:
         if attempt.unwanted:
-            self._store.orphan(attempt.job_id)
-            self._store.settle(attempt, State.CANCELLED, Account())
-            return
+            return Observed(Event.UNWANTED)
         try:
             published = self._publisher.publish(decompress(attempt.result))
-        except JobError as error:
-            self._not_kept(attempt, error)
-            return
+        except JobError as failed:
+            error = failed
         except Exception as fault:  # one job's fault: it is told, and its job must end
             log.error("a result can't be kept", job_id=attempt.job_id, exc_info=fault)
-            self._not_kept(attempt, JobError(ErrorCode.INTERNAL, f"a {type(fault).__name__}"))
-            return
-        here = None if published.result_url else attempt.result
-        if self._store.complete(attempt, published, Account(), kept_here=here):
-            log.info("job completed", job_id=attempt.job_id, endpoint=attempt.endpoint)
-
-    def _not_kept(self, attempt: Finishing, error: JobError) -> None:
-        if attempt.late:
-            self._store.end(attempt, State.FAILED, error, Account())
-            log.error("the result could not be kept in time", job_id=attempt.job_id)
-            return
-        delay = min(PUBLISH_LONGEST, PUBLISH_FIRST * 2 ** min(attempt.publish_tries, 10))
-        log.warning("the result is not kept yet", job_id=attempt.job_id, error=error.message)
-        self._store.unpublished(attempt, error, delay)
+            error = JobError(ErrorCode.INTERNAL, f"a {type(fault).__name__}")
+        else:
+            return Observed(Event.PUBLISHED, result=published)
+        return Observed(Event.DEADLINE if attempt.late else Event.UNPUBLISHED, error=error)
 
     # Facts.
 
