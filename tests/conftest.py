@@ -1,4 +1,4 @@
-"""What the tests share: a worker process, and the doubles it talks to."""
+"""What the tests share: a worker process, a running loop, and the doubles they talk to."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from cloudinary_double import CloudinaryDouble
 from jobserver import JobServer
 from postgres import Postgres, postgres
+from rows import ADDED_LATER, ORIGINAL, Rows
+from runpod_double import HELD, RunPodDouble
+
+from orchestrator import Orchestrator
 
 # Under nohup, or in the background of a script, both are ignored, by our children too: tests that
 # send them would wait for ever.
@@ -142,3 +146,45 @@ def postgres_server() -> Iterator[Postgres]:
 def database_url(postgres_server: Postgres) -> str:
     """The URL of an empty database, this test's alone."""
     return postgres_server.create()
+
+
+# What makes a loop quick enough for a test: looks are near, deadlines are short.
+QUICK = {
+    "POLL_SECONDS": "0.1",
+    "RETRY_SECONDS": "0.05",
+    "HTTP_SECONDS": "2",
+    "LEASE_SECONDS": "4",
+    "UNKNOWN_SECONDS": "2",
+}
+
+StartLoop = Callable[..., Orchestrator]
+
+
+@pytest.fixture
+def runpod() -> Iterator[RunPodDouble]:
+    with RunPodDouble(decide=lambda body: HELD, webhook_pauses=(0.1, 0.1)) as double:
+        yield double
+
+
+@pytest.fixture
+def rows(database_url: str) -> Iterator[Rows]:
+    """The backend's table, with all its columns."""
+    with Rows(database_url) as backend:
+        backend.run(ORIGINAL)
+        backend.run(ADDED_LATER)
+        yield backend.watch()
+
+
+@pytest.fixture
+def start(database_url: str, runpod: RunPodDouble) -> Iterator[StartLoop]:
+    """Opens orchestrators on the test's database and starts their loops."""
+    with ExitStack() as stack:
+
+        def begin(*, loop: bool = True, **env: str) -> Orchestrator:
+            given = {**runpod.env(), **QUICK, "DATABASE_URL": database_url, **env}
+            orchestrator = stack.enter_context(Orchestrator.from_env(given))
+            if loop:
+                orchestrator.start()
+            return orchestrator
+
+        yield begin

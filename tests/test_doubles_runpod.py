@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,6 @@ from lyricpod.storage import read_kept
 
 INPUT = {"job_id": "a", "audio_url": "https://example.org/a.mp3"}
 WORKER = Path(__file__).parent / "scripted_worker.py"
-
-
-@pytest.fixture
-def runpod() -> Iterator[RunPodDouble]:
-    with RunPodDouble(decide=lambda body: HELD) as double:
-        yield double
 
 
 class Hook(ThreadingHTTPServer):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from aiohttp import web
 from cloudinary_double import CloudinaryDouble
+from conftest import StartLoop
 from jobserver import LoopbackServer
-from rows import ADDED_LATER, ORIGINAL, Rows, dump
+from rows import ORIGINAL, Rows, dump
 from runpod_double import HELD, RunPodDouble, Script
 
 from lyricpod.errors import ErrorCode, JobError
@@ -19,45 +19,6 @@ from lyricpod.request import parse
 from orchestrator import JobProgress, NotFinished, Orchestrator, OrchestratorError, UnknownJob
 
 URL = "https://www.youtube.com/watch?v=dQw4w9WgXcQ"
-QUICK = {
-    "POLL_SECONDS": "0.1",
-    "RETRY_SECONDS": "0.05",
-    "HTTP_SECONDS": "2",
-    "LEASE_SECONDS": "4",
-    "UNKNOWN_SECONDS": "2",
-}
-
-Start = Callable[..., Orchestrator]
-
-
-@pytest.fixture
-def runpod() -> Iterator[RunPodDouble]:
-    with RunPodDouble(decide=lambda body: HELD, webhook_pauses=(0.1, 0.1)) as double:
-        yield double
-
-
-@pytest.fixture
-def rows(database_url: str) -> Iterator[Rows]:
-    """The backend's table, with all its columns."""
-    with Rows(database_url) as backend:
-        backend.run(ORIGINAL)
-        backend.run(ADDED_LATER)
-        yield backend.watch()
-
-
-@pytest.fixture
-def start(database_url: str, runpod: RunPodDouble) -> Iterator[Start]:
-    """Opens orchestrators on the test's database and starts their loops."""
-    with ExitStack() as stack:
-
-        def begin(*, loop: bool = True, **env: str) -> Orchestrator:
-            given = {**runpod.env(), **QUICK, "DATABASE_URL": database_url, **env}
-            orchestrator = stack.enter_context(Orchestrator.from_env(given))
-            if loop:
-                orchestrator.start()
-            return orchestrator
-
-        yield begin
 
 
 class Backend(LoopbackServer):
@@ -100,7 +61,7 @@ def progress(seq: int, pct: int, stage: str, *lines: str) -> dict:
 
 
 def test_the_row_shows_each_step(
-    rows: Rows, runpod: RunPodDouble, start: Start, cloudinary: CloudinaryDouble
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, cloudinary: CloudinaryDouble
 ) -> None:
     """queued, processing with stage, percentage and message, completed with URLs of Cloudinary."""
     orchestrator = start(CLOUDINARY_URL=cloudinary.cloudinary_url)
@@ -144,7 +105,7 @@ def test_the_row_shows_each_step(
 
 
 def test_a_row_that_the_backend_queued_is_picked_up(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """An INSERT of the backend's is enough; the request carries the row's id and its URL."""
     runpod.decide = lambda body: Script()
@@ -158,7 +119,7 @@ def test_a_row_that_the_backend_queued_is_picked_up(
 
 
 def test_the_rows_duration_sets_the_execution_timeout(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """An hour of audio gets more than an hour, three minutes get some minutes."""
     runpod.decide = lambda body: Script()
@@ -171,7 +132,7 @@ def test_the_rows_duration_sets_the_execution_timeout(
 
 
 def test_the_original_table_without_later_columns_serves(
-    database_url: str, runpod: RunPodDouble, start: Start
+    database_url: str, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """Optional columns are tolerated, and none is added."""
     runpod.decide = lambda body: Script(queued=0.1, progress=(progress(1, 5, "download"),))
@@ -188,7 +149,7 @@ def test_the_original_table_without_later_columns_serves(
 
 
 def test_rows_of_other_states_are_left_alone(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """Only `queued` is ours: old, finished and unknown rows stay byte for byte."""
     runpod.decide = lambda body: Script()
@@ -218,7 +179,7 @@ def test_rows_of_other_states_are_left_alone(
     ],
 )
 def test_a_bad_row_says_why_and_the_loop_goes_on(
-    rows: Rows, runpod: RunPodDouble, start: Start, job_id: str, url: str, reason: str
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, job_id: str, url: str, reason: str
 ) -> None:
     """The row says `error` with the reason; the next row is done."""
     runpod.decide = lambda body: Script()
@@ -232,7 +193,7 @@ def test_a_bad_row_says_why_and_the_loop_goes_on(
     assert [job.job_id for job in runpod.jobs.values()] == ["good"]
 
 
-def test_submit_refuses_what_nobody_knows(rows: Rows, start: Start) -> None:
+def test_submit_refuses_what_nobody_knows(rows: Rows, start: StartLoop) -> None:
     """An unknown field, two sources and a taken id are told at once; the same again is no fault."""
     orchestrator = start(loop=False)
     with pytest.raises(JobError, match="beam"):
@@ -256,7 +217,7 @@ def test_submit_refuses_what_nobody_knows(rows: Rows, start: Start) -> None:
 
 
 def test_a_request_for_a_row_that_the_backend_made(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """`submit` with the id of a queued row adds what the row can't say."""
     orchestrator = start(loop=False)
@@ -270,7 +231,7 @@ def test_a_request_for_a_row_that_the_backend_made(
 
 @pytest.mark.parametrize("fault", ["lose", 503])
 def test_a_lost_answer_is_resolved_by_the_webhook(
-    rows: Rows, runpod: RunPodDouble, start: Start, backend: Backend, fault: str | int
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, backend: Backend, fault: str | int
 ) -> None:
     """A sending whose answer was lost is not sent again while its webhook may come."""
     orchestrator = backend.orchestrator = start(PUBLIC_URL=backend.url, UNKNOWN_SECONDS="3")
@@ -284,7 +245,7 @@ def test_a_lost_answer_is_resolved_by_the_webhook(
 
 
 def test_a_lost_answer_is_resolved_by_the_durable_copy(
-    rows: Rows, runpod: RunPodDouble, start: Start, cloudinary: CloudinaryDouble
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, cloudinary: CloudinaryDouble
 ) -> None:
     """Without webhooks, the copy that the worker kept is adopted."""
     orchestrator = start(CLOUDINARY_URL=cloudinary.cloudinary_url, UNKNOWN_SECONDS="60")
@@ -304,7 +265,7 @@ def test_a_lost_answer_is_resolved_by_the_durable_copy(
 
 
 def test_a_stale_copy_is_not_adopted(
-    rows: Rows, runpod: RunPodDouble, start: Start, cloudinary: CloudinaryDouble
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, cloudinary: CloudinaryDouble
 ) -> None:
     """A copy of another request, or the CDN's older one, is never taken for this job's."""
     from lyricpod.result import JobResult, Word
@@ -325,7 +286,9 @@ def test_a_stale_copy_is_not_adopted(
     assert orchestrator.result(job).plain != "old"
 
 
-def test_a_refused_sending_is_sent_again(rows: Rows, runpod: RunPodDouble, start: Start) -> None:
+def test_a_refused_sending_is_sent_again(
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
+) -> None:
     """429 means: not taken. It is sent again, and no attempt is counted."""
     orchestrator = start(MAX_ATTEMPTS="1")
     runpod.decide = lambda body: Script()
@@ -336,7 +299,7 @@ def test_a_refused_sending_is_sent_again(rows: Rows, runpod: RunPodDouble, start
 
 
 def test_a_wrong_key_makes_jobs_wait_and_is_told(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """401 fails no job: it waits, its row and `health` say what to do."""
     orchestrator = start(RUNPOD_API_KEY="rpa-wrong")
@@ -349,7 +312,7 @@ def test_a_wrong_key_makes_jobs_wait_and_is_told(
 
 
 def test_a_failure_that_may_pass_is_tried_again(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """A retryable error is sent again, within the limit; the row then says the last reason."""
     orchestrator = start(MAX_ATTEMPTS="3")
@@ -369,7 +332,7 @@ def test_a_failure_that_may_pass_is_tried_again(
     "code", [ErrorCode.INVALID_INPUT, ErrorCode.SOURCE_UNAVAILABLE, ErrorCode.SOURCE_BLOCKED]
 )
 def test_a_failure_that_will_not_pass_ends_the_job(
-    rows: Rows, runpod: RunPodDouble, start: Start, code: ErrorCode
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, code: ErrorCode
 ) -> None:
     """It is sent once; the row has message and hint. A blocked source needs another exit."""
     orchestrator = start()
@@ -382,7 +345,7 @@ def test_a_failure_that_will_not_pass_ends_the_job(
 
 
 def test_an_endpoint_that_is_blocked_leaves_the_job_to_another(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """`source_blocked` goes to another endpoint at once, and never back."""
     with RunPodDouble(decide=lambda body: Script(), endpoint_id="second") as second:
@@ -399,7 +362,9 @@ def test_an_endpoint_that_is_blocked_leaves_the_job_to_another(
         assert endpoints.count("runpod:endpoint-double") <= 1
 
 
-def test_ends_at_the_endpoint_end_the_job(rows: Rows, runpod: RunPodDouble, start: Start) -> None:
+def test_ends_at_the_endpoint_end_the_job(
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
+) -> None:
     """CANCELLED ends it as it is; TIMED_OUT is tried twice."""
     orchestrator = start()
     job = orchestrator.submit(youtube_url=URL)
@@ -414,7 +379,7 @@ def test_ends_at_the_endpoint_end_the_job(rows: Rows, runpod: RunPodDouble, star
 
 
 def test_an_expired_result_is_made_again(
-    rows: Rows, runpod: RunPodDouble, start: Start, monkeypatch: pytest.MonkeyPatch
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A late 404 is LOST, not FAILED: without a durable copy the job is sent again."""
     monkeypatch.setattr("orchestrator.observe.EARLY_SECONDS", 0.5)
@@ -429,7 +394,7 @@ def test_an_expired_result_is_made_again(
     assert [a["state"] for a in rows.attempts(job)] == ["lost", "completed"]
 
 
-def test_an_early_404_is_waited_through(rows: Rows, runpod: RunPodDouble, start: Start) -> None:
+def test_an_early_404_is_waited_through(rows: Rows, runpod: RunPodDouble, start: StartLoop) -> None:
     """A replica of RunPod's that lags is no loss."""
     orchestrator = start()
     runpod.decide = lambda body: Script(early_404=3)
@@ -439,7 +404,7 @@ def test_an_early_404_is_waited_through(rows: Rows, runpod: RunPodDouble, start:
 
 
 def test_a_cancel_ends_the_row_at_once_and_the_job_at_runpod(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """`error`, "Cancelled"; RunPod is told; what comes later is ignored."""
     orchestrator = start()
@@ -457,7 +422,7 @@ def test_a_cancel_ends_the_row_at_once_and_the_job_at_runpod(
 
 
 def test_a_cancel_before_the_sending_sends_nothing(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """A queued job, submitted or the backend's own, is over without a sending."""
     orchestrator = start(loop=False)
@@ -473,7 +438,7 @@ def test_a_cancel_before_the_sending_sends_nothing(
 
 
 def test_a_cancel_while_it_is_sent_cancels_what_was_accepted(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """The id that comes after the cancel is kept, so that the job can be cancelled at RunPod."""
     orchestrator = start()
@@ -487,7 +452,7 @@ def test_a_cancel_while_it_is_sent_cancels_what_was_accepted(
 
 
 def test_a_result_that_was_earlier_than_the_cancel_stays(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """Whichever transaction closes the job first is final."""
     orchestrator = start()
@@ -498,7 +463,7 @@ def test_a_result_that_was_earlier_than_the_cancel_stays(
     assert rows.get(job) == row
 
 
-def test_a_deleted_row_cancels_its_job(rows: Rows, runpod: RunPodDouble, start: Start) -> None:
+def test_a_deleted_row_cancels_its_job(rows: Rows, runpod: RunPodDouble, start: StartLoop) -> None:
     """The backend deletes a row in mid-job: cancelled at RunPod, closed, no retry."""
     orchestrator = start()
     job = orchestrator.submit(youtube_url=URL)
@@ -513,7 +478,7 @@ def test_a_deleted_row_cancels_its_job(rows: Rows, runpod: RunPodDouble, start: 
 
 
 def test_a_row_that_someone_else_ended_is_left_alone(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """The backend's own end of a row stands; the job is cancelled at RunPod."""
     orchestrator = start()
@@ -525,7 +490,7 @@ def test_a_row_that_someone_else_ended_is_left_alone(
 
 
 def test_a_webhook_before_the_commit_of_the_id(
-    rows: Rows, runpod: RunPodDouble, start: Start, backend: Backend
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, backend: Backend
 ) -> None:
     """The job is done before its sending's answer arrives: the webhook is not forgotten."""
     orchestrator = backend.orchestrator = start(PUBLIC_URL=backend.url, POLL_SECONDS="30")
@@ -538,7 +503,7 @@ def test_a_webhook_before_the_commit_of_the_id(
 
 
 def test_webhooks_are_believed_nothing(
-    rows: Rows, runpod: RunPodDouble, start: Start, backend: Backend
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, backend: Backend
 ) -> None:
     """Twice, late, of a foreign token or with a lying body: no row changes by a webhook alone."""
     orchestrator = backend.orchestrator = start(PUBLIC_URL=backend.url, POLL_SECONDS="30")
@@ -562,7 +527,7 @@ def test_webhooks_are_believed_nothing(
 
 
 def test_an_abandoned_sending_whose_result_comes_first_wins(
-    rows: Rows, runpod: RunPodDouble, start: Start, backend: Backend
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, backend: Backend
 ) -> None:
     """It was sent again too early: the first result counts, the other sending is cancelled."""
     orchestrator = backend.orchestrator = start(
@@ -579,7 +544,7 @@ def test_an_abandoned_sending_whose_result_comes_first_wins(
     assert rows.statuses(job).count("completed") == 1
 
 
-def test_retry_begins_anew(rows: Rows, runpod: RunPodDouble, start: Start) -> None:
+def test_retry_begins_anew(rows: Rows, runpod: RunPodDouble, start: StartLoop) -> None:
     """A failed job is queued again, with its request; one under way is left as it is."""
     orchestrator = start()
     runpod.decide = lambda body: Script(error=error(ErrorCode.SOURCE_UNAVAILABLE))
@@ -595,7 +560,7 @@ def test_retry_begins_anew(rows: Rows, runpod: RunPodDouble, start: Start) -> No
 
 
 def test_a_backend_that_queues_again_is_served_again(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """Setting a finished row back to `queued` is a new round."""
     start()
@@ -606,7 +571,7 @@ def test_a_backend_that_queues_again_is_served_again(
 
 
 def test_results_of_older_workers_become_one_result(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """A bare URL, words without probability or srt: the row and `result` know no difference."""
     orchestrator = start()
@@ -625,7 +590,7 @@ def test_results_of_older_workers_become_one_result(
 def test_a_result_outlives_cloudinarys_outage(
     rows: Rows,
     runpod: RunPodDouble,
-    start: Start,
+    start: StartLoop,
     cloudinary: CloudinaryDouble,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -646,7 +611,9 @@ def test_a_result_outlives_cloudinarys_outage(
     assert len(runpod.submissions) == 1
 
 
-def test_a_deadline_ends_a_job_that_hangs(rows: Rows, runpod: RunPodDouble, start: Start) -> None:
+def test_a_deadline_ends_a_job_that_hangs(
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
+) -> None:
     """Nothing runs for ever: past its deadline the row says so, and RunPod is told to stop."""
     orchestrator = start(DEADLINE_SECONDS="1")
     job = orchestrator.submit(youtube_url=URL)
@@ -655,7 +622,9 @@ def test_a_deadline_ends_a_job_that_hangs(rows: Rows, runpod: RunPodDouble, star
     rows.attempt_until(job, lambda a: a["state"] == "cancelled")
 
 
-def test_two_replicas_send_each_job_once(rows: Rows, runpod: RunPodDouble, start: Start) -> None:
+def test_two_replicas_send_each_job_once(
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
+) -> None:
     """Claims skip what the other holds: forty jobs, forty sendings."""
     runpod.decide = lambda body: Script()
     jobs = [rows.queue(f"job-{n}") for n in range(40)]
@@ -667,7 +636,7 @@ def test_two_replicas_send_each_job_once(rows: Rows, runpod: RunPodDouble, start
         assert rows.statuses(job).count("completed") == 1
 
 
-def test_any_replica_shows_the_progress(rows: Rows, runpod: RunPodDouble, start: Start) -> None:
+def test_any_replica_shows_the_progress(rows: Rows, runpod: RunPodDouble, start: StartLoop) -> None:
     """Progress is read from the database: no call to RunPod, and a wait ends with the job."""
     working, watching = start(), start(loop=False)
     job = working.submit(youtube_url=URL)
@@ -683,7 +652,11 @@ def test_any_replica_shows_the_progress(rows: Rows, runpod: RunPodDouble, start:
 
 
 def test_audio_base64_never_enters_the_database(
-    rows: Rows, database_url: str, runpod: RunPodDouble, start: Start, cloudinary: CloudinaryDouble
+    rows: Rows,
+    database_url: str,
+    runpod: RunPodDouble,
+    start: StartLoop,
+    cloudinary: CloudinaryDouble,
 ) -> None:
     """It is uploaded first, and the job carries its URL; without a storage it is refused."""
     runpod.decide = lambda body: Script()
@@ -697,7 +670,9 @@ def test_audio_base64_never_enters_the_database(
         start(loop=False).submit(audio_base64="UklGRg==")
 
 
-def test_a_low_credit_keeps_jobs_waiting(rows: Rows, runpod: RunPodDouble, start: Start) -> None:
+def test_a_low_credit_keeps_jobs_waiting(
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
+) -> None:
     """Below MIN_CREDIT_USD nothing is sent: the job waits, and its row says why."""
     runpod.balance = 1.0
     orchestrator = start(loop=False, MIN_CREDIT_USD="5")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 
 import psycopg
 import pytest
+from conftest import StartLoop
 from psycopg_pool import ConnectionPool
-from rows import ADDED_LATER, ORIGINAL, Rows
+from rows import Rows
 from runpod_double import HELD, RunPodDouble, Script
-from test_orchestrator import QUICK, URL, progress
+from test_orchestrator import URL, progress
 
 from lyricpod.errors import ErrorCode, JobError
 from lyricpod.result import JobResult, Word
-from orchestrator import NotFinished, Orchestrator, UnknownJob, database, sync, turn
+from orchestrator import NotFinished, UnknownJob, database, sync, turn
 from orchestrator.config import Settings
 from orchestrator.credit import Credit
 from orchestrator.endpoint import Misconfigured
@@ -30,38 +30,6 @@ from orchestrator.store import Store
 OTHER = "https://www.youtube.com/watch?v=aaaaaaaaaaa"
 RESULT = JobResult(words=(Word(word="la", start=0.0, end=0.5),), plain="la")
 HOUR = 3600.0
-
-Start = Callable[..., Orchestrator]
-
-
-@pytest.fixture
-def runpod() -> Iterator[RunPodDouble]:
-    with RunPodDouble(decide=lambda body: HELD) as double:
-        yield double
-
-
-@pytest.fixture
-def rows(database_url: str) -> Iterator[Rows]:
-    """The backend's table, with all its columns."""
-    with Rows(database_url) as backend:
-        backend.run(ORIGINAL)
-        backend.run(ADDED_LATER)
-        yield backend.watch()
-
-
-@pytest.fixture
-def start(database_url: str, runpod: RunPodDouble) -> Iterator[Start]:
-    """Opens orchestrators on the test's database and starts their loops."""
-    with ExitStack() as stack:
-
-        def begin(*, loop: bool = True, **env: str) -> Orchestrator:
-            given = {**runpod.env(), **QUICK, "DATABASE_URL": database_url, **env}
-            orchestrator = stack.enter_context(Orchestrator.from_env(given))
-            if loop:
-                orchestrator.start()
-            return orchestrator
-
-        yield begin
 
 
 @pytest.fixture
@@ -206,7 +174,7 @@ def test_a_waiting_job_with_an_active_sending_stops_no_other(rows: Rows, store: 
 
 
 def test_a_row_that_nobody_foresaw_ends_alone(
-    rows: Rows, runpod: RunPodDouble, start: Start, monkeypatch: pytest.MonkeyPatch
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault at reading or at sending a row is told in that row; the next row is done."""
     intend, foreseen = sync.Loop._intend, sync.read_row
@@ -229,7 +197,7 @@ def test_a_row_that_nobody_foresaw_ends_alone(
 
 
 def test_a_part_of_the_round_that_fails_holds_up_no_other(
-    rows: Rows, runpod: RunPodDouble, start: Start, monkeypatch: pytest.MonkeyPatch
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows can't be taken in: jobs that were submitted are done all the same."""
 
@@ -243,7 +211,7 @@ def test_a_part_of_the_round_that_fails_holds_up_no_other(
 
 
 def test_a_fault_at_rest_does_not_end_the_loop(
-    rows: Rows, runpod: RunPodDouble, start: Start, monkeypatch: pytest.MonkeyPatch
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The look for what is due next fails: the loop goes on."""
     failed = threading.Event()
@@ -272,7 +240,7 @@ def test_a_fault_at_rest_does_not_end_the_loop(
     ids=["infinite", "message", "NUL", "surrogate", "NaN"],
 )
 def test_a_report_that_no_table_takes_delays_nothing(
-    rows: Rows, runpod: RunPodDouble, start: Start, report: dict
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, report: dict
 ) -> None:
     """It is shown as far as it can be; the looks go on, and the next one counts."""
     orchestrator = start()
@@ -287,7 +255,9 @@ def test_a_report_that_no_table_takes_delays_nothing(
     assert rows.ended(job)["status"] == "completed"
 
 
-def test_a_report_without_a_number_is_shown(rows: Rows, runpod: RunPodDouble, start: Start) -> None:
+def test_a_report_without_a_number_is_shown(
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
+) -> None:
     """Workers that count no reports are heard too."""
     orchestrator = start()
     job = orchestrator.submit(youtube_url=URL)
@@ -306,7 +276,7 @@ def test_figures_beyond_a_column_lose_no_result(rows: Rows, store: Store) -> Non
     assert rows.get("job")["status"] == "completed"
 
 
-def test_ids_that_no_row_can_have_are_unknown(rows: Rows, start: Start) -> None:
+def test_ids_that_no_row_can_have_are_unknown(rows: Rows, start: StartLoop) -> None:
     """A NUL or half a surrogate pair, as a URL may hold, is an unknown job and no crash."""
     orchestrator = start(loop=False)
     for job_id in ("a\x00b", "\ud800"):
@@ -323,7 +293,7 @@ def test_ids_that_no_row_can_have_are_unknown(rows: Rows, start: Start) -> None:
 def test_a_result_that_can_not_be_kept_for_a_reason_nobody_foresaw_ends_in_time(
     rows: Rows,
     runpod: RunPodDouble,
-    start: Start,
+    start: StartLoop,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: object,
 ) -> None:
@@ -341,7 +311,7 @@ def test_a_result_that_can_not_be_kept_for_a_reason_nobody_foresaw_ends_in_time(
 
 
 def test_an_abandoned_sending_of_a_removed_endpoint_ends(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """Nobody can ask there any more: once its timeout has passed, it is no more looked at."""
     orchestrator = start(loop=False)
@@ -357,7 +327,7 @@ def test_an_abandoned_sending_of_a_removed_endpoint_ends(
 
 
 def test_a_dead_local_endpoint_loses_its_jobs_at_once(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """The child is gone and nobody begins it anew: its sendings are not waited for."""
     orchestrator = start(loop=False, MAX_ATTEMPTS="1")
@@ -369,7 +339,7 @@ def test_a_dead_local_endpoint_loses_its_jobs_at_once(
 
 
 def test_a_sending_whose_id_a_webhook_told_is_given_up_like_any_other(
-    rows: Rows, store: Store, runpod: RunPodDouble, start: Start
+    rows: Rows, store: Store, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """Its sender is gone and its endpoint silent: it goes to another, and nobody spins."""
     orchestrator = start(
@@ -414,7 +384,7 @@ def test_a_key_that_may_look_and_not_send_pauses_the_endpoint(runpod: RunPodDoub
 
 
 def test_an_earlier_rounds_result_is_never_taken_for_a_later_ones(
-    rows: Rows, runpod: RunPodDouble, start: Start
+    rows: Rows, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """The row is queued again with another song: `result` forgets the first at once."""
     orchestrator = start()
@@ -485,7 +455,7 @@ def test_retry_of_a_row_that_someone_else_has_just_ended(rows: Rows, store: Stor
 
 
 def test_a_result_found_after_the_deadline_is_not_thrown_away(
-    rows: Rows, runpod: RunPodDouble, start: Start, monkeypatch: pytest.MonkeyPatch
+    rows: Rows, runpod: RunPodDouble, start: StartLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody looked until the deadline was over: the durable copy is adopted."""
     copy = RESULT.model_copy(update={"result_url": "https://example.com/results"})
@@ -502,7 +472,7 @@ def test_a_result_found_after_the_deadline_is_not_thrown_away(
 
 
 def test_a_table_of_the_needed_columns_alone_serves(
-    database_url: str, runpod: RunPodDouble, start: Start
+    database_url: str, runpod: RunPodDouble, start: StartLoop
 ) -> None:
     """What `prepare` accepts, the loop can work with."""
     with Rows(database_url) as backend:
@@ -539,7 +509,7 @@ def test_leases_are_found_without_reading_the_whole_table(
 
 
 def test_a_storage_that_does_not_answer_holds_one_look_at_most(
-    rows: Rows, store: Store, start: Start, monkeypatch: pytest.MonkeyPatch
+    rows: Rows, store: Store, start: StartLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While nobody knows of copies, looks at other sendings are spared the wait for it."""
     asked = []
