@@ -165,7 +165,7 @@ class Pipeline:
                 raise error.at(Stage.FINALIZATION.value) from None
             log.error("upload failed", error=str(error))
             return _warned(result, f"{error.message}; the words are in this answer alone")
-        except Exception as error:
+        except Exception as error:  # whatever publishing meets, it never costs the words
             cancel.check()
             log.error("upload failed", exc_info=True)
             what = f"the result was not uploaded: unforeseen {type(error).__name__}"
@@ -180,7 +180,7 @@ def _kept(storage: Storage, request: JobRequest, cancel: Cancel) -> JobResult | 
         return storage.find(request.job_id, request.fingerprint, cancel)
     except JobError:
         raise
-    except Exception:
+    except Exception:  # nor does the look for an earlier copy cost the job
         cancel.check()
         log.error("the look for a durable copy failed", exc_info=True)
         return None

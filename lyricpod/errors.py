@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Any
 
 
 class ErrorCode(StrEnum):
@@ -88,22 +87,4 @@ class JobError(Exception):
                 "stage": self.stage,
             },
             ensure_ascii=False,
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> JobError:
-        """Read an `error` string back; whatever is not ours becomes `internal` with that text."""
-        try:
-            data: Any = json.loads(text)
-            code = ErrorCode(data["code"])
-            message = str(data["message"])
-        except (ValueError, KeyError, TypeError):
-            return cls(ErrorCode.INTERNAL, text)
-        retryable = data.get("retryable")
-        return cls(
-            code,
-            message,
-            hint=str(data.get("hint") or ""),
-            stage=str(data.get("stage") or ""),
-            retryable=retryable if isinstance(retryable, bool) else None,
         )

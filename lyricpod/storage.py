@@ -10,9 +10,10 @@ import json
 import os
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import urllib3
@@ -36,23 +37,18 @@ T = TypeVar("T")
 Fault = Callable[[str, bool], JobError]  # from the reason, and whether a retry may help
 
 
-class Storage(Protocol):
+class Storage(ABC):
     """Keeps a job's result under its id."""
 
-    def find(self, job_id: str, fingerprint: str, cancel: Cancel) -> JobResult | None:
-        """The kept result of this job, if it is of the same work. Any doubt means None.
-
-        Raises:
-            JobError: `cancelled`.
-        """
-
+    @abstractmethod
     def look(self, job_id: str, fingerprint: str, cancel: Cancel) -> JobResult | None:
-        """The same, for those who must not take "can't tell" for "isn't there".
+        """The kept result of this job, if it is of the same work.
 
         Raises:
             JobError: `network`, the storage could not be asked; `cancelled`.
         """
 
+    @abstractmethod
     def publish(self, result: JobResult, cancel: Cancel) -> JobResult:
         """Keep the result and say where.
 
@@ -63,12 +59,26 @@ class Storage(Protocol):
             JobError: `upload_failed` or `cancelled`; `invalid_input` for an unsafe job id.
         """
 
+    @abstractmethod
     def keep_audio(self, data: bytes, job_id: str, cancel: Cancel) -> str:
         """Keep the audio that a job's `audio_base64` held; the URL it then has.
 
         Raises:
             JobError: as in `publish`.
         """
+
+    def find(self, job_id: str, fingerprint: str, cancel: Cancel) -> JobResult | None:
+        """`look`, for those to whom "can't tell" is as good as "isn't there".
+
+        Raises:
+            JobError: `cancelled`.
+        """
+        try:
+            return self.look(job_id, fingerprint, cancel)
+        except JobError as error:
+            if error.code is ErrorCode.CANCELLED:
+                raise
+            return None
 
 
 def storage(cloudinary_url: str, storage_dir: str, upload_seconds: float) -> Storage | None:
@@ -142,23 +152,7 @@ def read_kept(data: bytes, fingerprint: str) -> JobResult | None:
     return result if result.fingerprint == fingerprint else None
 
 
-class _Finds:
-    """`find`, made of `look`."""
-
-    def look(self, job_id: str, fingerprint: str, cancel: Cancel) -> JobResult | None:
-        raise NotImplementedError
-
-    def find(self, job_id: str, fingerprint: str, cancel: Cancel) -> JobResult | None:
-        """See `Storage`."""
-        try:
-            return self.look(job_id, fingerprint, cancel)
-        except JobError as error:
-            if error.code is ErrorCode.CANCELLED:
-                raise
-            return None
-
-
-class Folder(_Finds):
+class Folder(Storage):
     """Results as files: `{root}/transcriptions/{job_id}/results.json` and `subtitles.srt`."""
 
     def __init__(self, root: Path) -> None:
@@ -241,7 +235,7 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-class Cloudinary(_Finds):
+class Cloudinary(Storage):
     """Results as two raw assets, by ids made from the job's id; for any number of threads.
 
     Args:

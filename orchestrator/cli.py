@@ -100,7 +100,7 @@ def command(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except (ConfigError, OrchestratorError, JobError, psycopg.Error) as error:
         return _failed(arguments, _message(error), _code(error))
-    except Exception as error:
+    except Exception as error:  # two classes may be this one: see above
         if not isinstance(error, usage):
             raise
         said = " ".join(error.format_message().split())  # type: ignore[attr-defined]

@@ -350,7 +350,7 @@ def _read(row: QueuedRow) -> tuple[dict[str, Any], str]:
         return read_row(row)
     except JobError:
         raise
-    except Exception as fault:
+    except Exception as fault:  # one row's fault ends with its row
         log.error("a row can't be read", job_id=row.job_id, exc_info=fault)
         raise _unforeseen(fault) from fault
 
